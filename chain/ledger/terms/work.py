@@ -60,7 +60,7 @@ class Environment(Record, frozen=True, tag="environment"):
 class Receipt(Record, frozen=True, tag="receipt"):
     """Root over the records of a prefix of a lease's range, signed by the provider (R5).
 
-    `count` records from index `first`; `cause` is `ok` while all of them are, else the last one's. `outputs` is the digest of the manifest of outputs, `log` that of the log, `provenance` that of the provenance statement (of the empty blob where there is none).
+    `count` records from index `first`; `cause` is `ok` while all of them are, else the last one's. Records commit to the outputs. `log` is the digest of the log, `provenance` that of the provenance statement (of the empty blob where there is none).
     """
 
     lease: Digest

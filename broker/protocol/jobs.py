@@ -1,0 +1,85 @@
+"""The job spec, whose digest stands in the order: what to run, on what, within which limits."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from chain.base.codec import Record
+from chain.base.hashing import Digest, Tag, compute_id
+from chain.base.units import Amount, Count, Millis
+from chain.ledger.terms.agreement import Kind
+
+__all__ = ["Entry", "JobSpec", "Level", "Resources", "Runtime", "compute_job_digest", "compute_runtime_digest"]
+
+Name = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Title = Annotated[str, msgspec.Meta(max_length=200)]
+
+
+class Entry(StrEnum):
+    """What the code blob is: a cloudpickled function (loaded inside the sandbox only) or a script's source."""
+
+    FUNCTION = "function"
+    SCRIPT = "script"
+
+
+class Level(StrEnum):
+    """Isolation levels, weakest first. Below `ns` there are no bids at all."""
+
+    NS = "ns"
+    NS_CGROUP = "ns+cgroup"
+
+    @property
+    def rank(self) -> int:
+        """Larger is stronger."""
+        return list(Level).index(self)
+
+
+class Runtime(Record, frozen=True, tag="runtime"):
+    """A Python minor version such as `3.11`, and the names of the packages a job may import besides the standard library."""
+
+    python: Name
+    packages: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
+
+
+class Resources(Record, frozen=True, tag="resources"):
+    """Limits of one segment, each enforced by the sandbox with its own exit cause. Wall time stands in the order."""
+
+    memory_bytes: Amount
+    cpu_ms: Millis
+    millicores: Count
+    processes: Count
+    open_files: Count
+    output_bytes: Amount
+    output_count: Count
+    log_bytes: Amount
+    tmp_bytes: Amount
+    shm_bytes: Amount
+
+
+class JobSpec(Record, frozen=True, tag="job"):
+    """What a job is. `code` and `inputs` are blob digests; `inputs` is a packed value (`broker.protocol.values`): `(args, kwargs)` for a `run`."""
+
+    title: Title
+    kind: Kind
+    entry: Entry
+    code: Digest
+    code_bytes: Amount
+    inputs: Digest
+    input_bytes: Amount
+    runtime: Runtime
+    resources: Resources
+    level: Level
+    seed: Amount
+
+
+def compute_job_digest(chain_id: bytes, spec: JobSpec) -> bytes:
+    """Digest of a job spec as the order names it."""
+    return compute_id(Tag.JOB, chain_id, spec)
+
+
+def compute_runtime_digest(chain_id: bytes, runtime: Runtime) -> bytes:
+    """Digest of a runtime as order, offer and receipt name it."""
+    return compute_id(Tag.RUNTIME, chain_id, runtime)

@@ -1,0 +1,131 @@
+"""What the node's JSON-RPC 2.0 interface answers (views as JSON; digests and keys as hex, amounts as integers of micro-credits).
+
+| method | params | answer |
+|---|---|---|
+| chain.info | - | `ChainInfo` |
+| chain.submit | tx (hex of canonical signed transaction), wait_ms | `TxOutcome` once final; refused: error -32001 with data {"rule"} |
+| chain.account | key | `AccountView` |
+| chain.lease | id | `LeaseView` or null |
+| chain.order | id | `OrderView` or null |
+| chain.leases | provider?, requester?, order?, live? | list of `LeaseView` |
+| chain.events | topics (hex ids of accounts, orders, leases), after (height), wait_ms | `EventsPage`: long poll, final blocks only |
+| chain.supply | - | `Supply` |
+| chain.header | height | hex of canonical `Finality` (header with certificate) |
+| chain.proof | tx | hex of canonical `TxProof` |
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+RPC_VERSION = 1
+"""Version of this interface, in `ChainInfo.version`; another one is refused by name (`protocol.version`)."""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all views."""
+
+
+class ChainInfo(View):
+    """The node and its chain. `fee` is the flat fee of a transaction, `deposit` the least amount that makes an account."""
+
+    version: int
+    software: str
+    chain: str
+    name: str
+    height: int
+    time: int
+    seats: int
+    fee: int
+    deposit: int
+    min_bond: int
+    private: bool
+
+
+class TxOutcome(View):
+    """A transaction in a final block."""
+
+    id: str
+    height: int
+    time: int
+
+
+class AccountView(View):
+    """An account; `known` is false where the chain has never seen it. `bond` is a provider's registered bond, `set_aside` the part bound in live leases."""
+
+    key: str
+    known: bool
+    balance: int
+    provider: bool
+    bond: int
+    set_aside: int
+
+
+class LeaseView(View):
+    """A lease, live or ended. `state` is a name of law.md's table; money fields are what has moved so far."""
+
+    id: str
+    order: str
+    award: str
+    requester: str
+    provider: str
+    auctioneer: str
+    state: str
+    replica: int
+    first: int
+    count: int
+    price: int
+    commission_bps: int
+    locked: int
+    bond: int
+    paid: int
+    commission: int
+    refunded: int
+    burned: int
+    opened: int
+    deadline: int
+    timer: int
+    receipt: str
+    served: int
+
+
+class OrderView(View):
+    """An order's mandate record (R2)."""
+
+    id: str
+    requester: str
+    cap: int
+    locked: int
+    paid: int
+    expiry: int
+
+
+class LedgerEvent(View):
+    """One change in a final block that concerns a topic: a lease's new state, or a transfer (`kind` = `lease` or `transfer`)."""
+
+    height: int
+    time: int
+    kind: str
+    tx: str
+    lease: LeaseView | None = None
+    sender: str = ""
+    to: str = ""
+    amount: int = 0
+
+
+class EventsPage(View):
+    """Events after a height; ask again with `after=next`."""
+
+    next: int
+    events: list[LedgerEvent]
+
+
+class Supply(View):
+    """Where all credits are. `total + burned` never changes (R13)."""
+
+    genesis: int
+    total: int
+    burned: int
+    accounts: int
+    bonds: int
+    locked: int
