@@ -1,4 +1,5 @@
-"""Bodies of the broker's HTTP API, canonical like everything that carries signatures, and what a requester hears of its job.
+"""Bodies of the broker's HTTP API, canonical like everything that carries signatures, and what a requester hears of
+its job.
 
 Routes (version 1; every request but `GET /v1/info` is signed by its account, RFC 9421):
 
@@ -42,7 +43,9 @@ Blobs = Annotated[tuple[bytes, ...], msgspec.Meta(max_length=64)]
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What the broker says of itself, as JSON. Keys are hex; `bus` is an MQTT URL; `retention_ms` is how long outputs are kept."""
+    """What the broker says of itself, as JSON. Keys are hex; `bus` is an MQTT URL; `retention_ms` is how long outputs
+    are kept.
+    """
 
     version: int
     software: str
@@ -73,7 +76,9 @@ class Cancellation(Record, frozen=True, tag="cancellation"):
 
 
 class Delivery(Record, frozen=True, tag="delivery"):
-    """A provider's receipt with all its records, and small blobs (outputs, errors, log) inline; larger ones were PUT before."""
+    """A provider's receipt with all its records, and small blobs (outputs, errors, log) inline; larger ones were PUT
+    before.
+    """
 
     receipt: Signed[Receipt]
     records: Annotated[tuple[Signed[SegmentRecord], ...], msgspec.Meta(max_length=4096)]
@@ -96,7 +101,9 @@ class Closed(Record, frozen=True, tag="closed"):
 
 
 class Unmatched(Record, frozen=True, tag="unmatched"):
-    """Nobody could be awarded. `lowest` is the lowest price per segment at which someone would have bid (0: nobody at any price); `text` is the smallest change that would have brought a bid; one decline per provider."""
+    """Nobody could be awarded. `lowest` is the lowest price per segment at which someone would have bid (0: nobody at
+    any price); `text` is the smallest change that would have brought a bid; one decline per provider.
+    """
 
     at: Instant
     lowest: Amount
@@ -148,7 +155,9 @@ class Accepted(Record, frozen=True, tag="accepted"):
 
 
 class Ended(Record, frozen=True, tag="ended"):
-    """The job is over for the broker: `state` is the lease's last state on the chain, or `unmatched`, `withdrawn`, `refused`."""
+    """The job is over for the broker: `state` is the lease's last state on the chain, or `unmatched`, `withdrawn`,
+    `refused`.
+    """
 
     at: Instant
     state: Words
@@ -160,7 +169,9 @@ JobEvent = Announced | Closed | Unmatched | Awarded | Opened | Advanced | Delive
 
 
 class Events(Record, frozen=True, tag="events"):
-    """A page of a job's events; ask again with `after=next`. Progress events may be dropped by a restart, documents never."""
+    """A page of a job's events; ask again with `after=next`. Progress events may be dropped by a restart, documents
+    never.
+    """
 
     next: Count
     items: Annotated[tuple[JobEvent, ...], msgspec.Meta(max_length=1024)]

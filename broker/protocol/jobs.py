@@ -38,7 +38,9 @@ class Level(StrEnum):
 
 
 class Runtime(Record, frozen=True, tag="runtime"):
-    """A Python minor version such as `3.11`, and the names of the packages a job may import besides the standard library."""
+    """A Python minor version such as `3.11`, and the names of the packages a job may import besides the standard
+    library.
+    """
 
     python: Name
     packages: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)]
@@ -60,7 +62,9 @@ class Resources(Record, frozen=True, tag="resources"):
 
 
 class JobSpec(Record, frozen=True, tag="job"):
-    """What a job is. `code` and `inputs` are blob digests; `inputs` is a packed value (`broker.protocol.values`): `(args, kwargs)` for a `run`."""
+    """What a job is. `code` and `inputs` are blob digests; `inputs` is a packed value (`broker.protocol.values`):
+    `(args, kwargs)` for a `run`.
+    """
 
     title: Title
     kind: Kind

@@ -1,6 +1,7 @@
 """Messages on the bus, each signed under its own domain tag; the topic is only a hint (threats.md row 24).
 
-Providers say `Offer`, `Bid`, `Decline`, `Progress`; the broker says `Announcement`, `Acknowledgement`, `Book`, `Withdrawal`, and passes on `Award` and `Acceptance`.
+Providers say `Offer`, `Bid`, `Decline`, `Progress`; the broker says `Announcement`, `Acknowledgement`, `Book`,
+`Withdrawal`, and passes on `Award` and `Acceptance`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ Words = Annotated[str, msgspec.Meta(max_length=500)]
 
 
 class Offer(Record, frozen=True, tag="offer"):
-    """What a provider has and can enforce: its retained presence. Stands until `valid_until`; a higher `sequence` replaces it (threats.md row 27)."""
+    """What a provider has and can enforce: its retained presence. Stands until `valid_until`; a higher `sequence`
+    replaces it (threats.md row 27).
+    """
 
     provider: Key
     sequence: Instant
@@ -68,7 +71,9 @@ class Reason(StrEnum):
 
 
 class Decline(Record, frozen=True, tag="decline"):
-    """A signed refusal with its reason and the nearest offer the provider could make: `nearest` is in the reason's own unit (bytes, millicores, ms, micro-credits per segment), `text` says it in words."""
+    """A signed refusal with its reason and the nearest offer the provider could make: `nearest` is in the reason's
+    own unit (bytes, millicores, ms, micro-credits per segment), `text` says it in words.
+    """
 
     order: Digest
     provider: Key
@@ -78,7 +83,9 @@ class Decline(Record, frozen=True, tag="decline"):
 
 
 class Acknowledgement(Record, frozen=True, tag="acknowledgement"):
-    """The broker has taken a bid as number `sequence` of this order; `previous` is the id of the acknowledgement before (zeros for the first). Two with one predecessor prove equivocation (R12 b)."""
+    """The broker has taken a bid as number `sequence` of this order; `previous` is the id of the acknowledgement
+    before (zeros for the first). Two with one predecessor prove equivocation (R12 b).
+    """
 
     order: Digest
     sequence: Count
@@ -87,7 +94,9 @@ class Acknowledgement(Record, frozen=True, tag="acknowledgement"):
 
 
 class Book(Record, frozen=True, tag="book"):
-    """The signed book at close: all acknowledged bids in order of acknowledgement and all declines, under one RFC 6962 root over the bids (R12). `last` is the id of the last acknowledgement; `root` is what awards name."""
+    """The signed book at close: all acknowledged bids in order of acknowledgement and all declines, under one RFC
+    6962 root over the bids (R12). `last` is the id of the last acknowledgement; `root` is what awards name.
+    """
 
     order: Digest
     bids: Annotated[tuple[Signed[Bid], ...], msgspec.Meta(max_length=256)]
@@ -105,7 +114,9 @@ class Withdrawal(Record, frozen=True, tag="withdrawal"):
 
 
 class Progress(Record, frozen=True, tag="progress"):
-    """Where a lease stands: segments done, the newest signed records, and log bytes from `log_offset` on. `sequence` counts up per lease."""
+    """Where a lease stands: segments done, the newest signed records, and log bytes from `log_offset` on. `sequence`
+    counts up per lease.
+    """
 
     lease: Digest
     provider: Key
@@ -139,7 +150,9 @@ FromBroker = Announcement | Acknowledgement | Book | Withdrawal | Award | Accept
 
 
 def sign_message(signer: Signer, chain_id: bytes, body: Any) -> bytes:
-    """Bus bytes of a message: signed under its tag, canonical, at most MAX_MESSAGE_BYTES (else `Refused`, `bus.size`)."""
+    """Bus bytes of a message: signed under its tag, canonical, at most MAX_MESSAGE_BYTES (else `Refused`,
+    `bus.size`).
+    """
     data = encode(signer.sign(TAGS[type(body)], chain_id, body))
     if len(data) > MAX_MESSAGE_BYTES:
         raise Refused(f"a message of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}", rule="bus.size")

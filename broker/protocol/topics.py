@@ -1,6 +1,7 @@
 """Names of topics on the bus: `tally/1/<chain>/…` with the first 16 hex digits of the chain id.
 
-A provider writes below `providers/<key>/up` and its retained presence, and reads `orders` and its own `down`. Keys are shown as hex: no `+`, `#` or `/` can stand in a topic (threats.md row 29).
+A provider writes below `providers/<key>/up` and its retained presence, and reads `orders` and its own `down`. Keys
+are shown as hex: no `+`, `#` or `/` can stand in a topic (threats.md row 29).
 """
 
 from __future__ import annotations

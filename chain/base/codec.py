@@ -1,7 +1,9 @@
 """The canonical encoding: MessagePack with exactly one form per value (design.md section 3, R18).
 
-Structs travel as arrays in declared order behind a type tag. Before anything is decoded, its size, depth and element count are bounded
-by a walk over the headers, so that a few bytes cannot ask for much memory (threats.md A3 to A5). After decoding, the value is encoded again and compared: any
+Structs travel as arrays in declared order behind a type tag. Before anything is decoded, its size, depth and element
+count are bounded
+by a walk over the headers, so that a few bytes cannot ask for much memory (threats.md A3 to A5). After decoding, the
+value is encoded again and compared: any
 other spelling of the same value (long integers, missing defaults, trailing bytes) is refused.
 
 Not here: job values (arguments and results), which are `broker.protocol.values`.
@@ -37,30 +39,35 @@ class BadEncoding(Refused):
 
 
 def encode(value: Any) -> bytes:
-    """Canonical bytes of a `Record` (or of a tuple of plain values). Raises `BadEncoding` for what has no canonical form."""
+    """Canonical bytes of a `Record` (or of a tuple of plain values). Raises `BadEncoding` for what has no canonical
+    form.
+    """
     return _encoder().encode(value)
 
 
 def decode(data: bytes, kind: type[T], *, max_bytes: int = MAX_BYTES) -> T:
     """Decode canonical bytes as `kind`.
 
-    Raises `BadEncoding` with rule `codec.size`, `codec.depth`, `codec.items`, `codec.float`, `codec.form` (not MessagePack, or not this type),
+    Raises `BadEncoding` with rule `codec.size`, `codec.depth`, `codec.items`, `codec.float`, `codec.form` (not
+    MessagePack, or not this type),
     or `codec.canonical` (a second spelling of a value).
     """
     if len(data) > max_bytes:
         raise BadEncoding(f"{len(data)} bytes where at most {max_bytes} are taken", rule="codec.size")
     check_bounds(data)
     try:
-        value = _decoder(kind).decode(data)
+        value: T = _decoder_of(kind).decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as error:
         raise BadEncoding(f"not a {getattr(kind, '__name__', kind)}: {error}", rule="codec.form") from error
     if encode(value) != data:
         raise BadEncoding("not the canonical form of its value", rule="codec.canonical")
-    return value  # type: ignore[no-any-return]  # the decoder was made for `kind`, its stub says Any
+    return value
 
 
 def check_bounds(data: bytes) -> None:
-    """Walk the headers of one MessagePack value and refuse what is too deep, too many, a float, an extension, a map, or longer than its bytes."""
+    """Walk the headers of one MessagePack value and refuse what is too deep, too many, a float, an extension, a map,
+    or longer than its bytes.
+    """
     position, items, stack, end = 0, 0, [1], len(data)
     while stack:
         if stack[-1] == 0:
@@ -119,9 +126,14 @@ def _encoder() -> msgspec.msgpack.Encoder:
     return msgspec.msgpack.Encoder(enc_hook=_refuse)
 
 
-@lru_cache(maxsize=256)
-def _decoder(kind: Any) -> Any:
-    return msgspec.msgpack.Decoder(kind)
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def _decoder_of(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders.setdefault(kind, msgspec.msgpack.Decoder(kind))
+    return decoder
 
 
 def _refuse(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The root of every error of the project, sorted by whom to blame.
 
-A leaf names the rule that was broken in `rule`, carries the facts as attributes and says in its message what to do. Code decides by class
+A leaf names the rule that was broken in `rule`, carries the facts as attributes and says in its message what to do.
+Code decides by class
 and by `rule`, never by the text of a message.
 """
 

@@ -1,6 +1,7 @@
 """Every domain tag in one list, and how bytes are made ready to be signed or hashed (R18).
 
-Signed bytes = SHA-256(tag) || chain id || canonical payload; object ids = SHA-256 of the same. Exceptions, which carry no tag of ours: blob digests (plain
+Signed bytes = SHA-256(tag) || chain id || canonical payload; object ids = SHA-256 of the same. Exceptions, which
+carry no tag of ours: blob digests (plain
 SHA-256), RFC 6962 nodes (`chain.base.merkle`), DSSE's PAE, TLS.
 """
 

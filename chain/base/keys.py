@@ -1,6 +1,7 @@
 """Accounts and signatures: Ed25519 by libsodium alone (R18, design.md section 3).
 
-One strict rule on every node: OpenSSL accepts edge cases that libsodium refuses, and a chain whose nodes disagree on a signature splits. PEM files are
+One strict rule on every node: OpenSSL accepts edge cases that libsodium refuses, and a chain whose nodes disagree on
+a signature splits. PEM files are
 `chain.runtime.keystore`.
 """
 
@@ -79,7 +80,9 @@ def is_signature(key: bytes, message: bytes, signature: bytes) -> bool:
 def verify(signed: Signed[T], tag: Tag, chain_id: bytes, key: bytes) -> T:
     """The body, if `key` signed it under `tag` on this chain; else raises `BadSignature` whose rule names the tag."""
     if not is_signature(key, compute_signed_bytes(tag, chain_id, signed.body), signed.signature):
-        raise BadSignature(f"the signature under {tag.value} is not by {show_key(key)}", rule=f"signature.{tag.name.lower()}")
+        raise BadSignature(
+            f"the signature under {tag.value} is not by {show_key(key)}", rule=f"signature.{tag.name.lower()}"
+        )
     return signed.body
 
 

@@ -1,6 +1,7 @@
 """Merkle trees of RFC 6962 section 2.1: roots, audit paths, consistency proofs.
 
-Leaves are hashed as SHA-256(0x00 || leaf), nodes as SHA-256(0x01 || left || right); the empty root is SHA-256(""). A root is always spoken of together with its size (R18).
+Leaves are hashed as SHA-256(0x00 || leaf), nodes as SHA-256(0x01 || left || right); the empty root is SHA-256(""). A
+root is always spoken of together with its size (R18).
 The verifiers follow RFC 9162 sections 2.1.3.2 and 2.1.4.2.
 """
 
@@ -38,7 +39,9 @@ def prove_inclusion(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
 
 
 def prove_consistency(leaves: Sequence[bytes], size: int) -> tuple[bytes, ...]:
-    """Proof that the first `size` leaves are a prefix of all (RFC 6962 section 2.1.2). Raises `Fault` unless 0 < size <= len(leaves)."""
+    """Proof that the first `size` leaves are a prefix of all (RFC 6962 section 2.1.2). Raises `Fault` unless 0 < size
+    <= len(leaves).
+    """
     if not 0 < size <= len(leaves):
         raise Fault(f"no prefix of {size} in {len(leaves)} leaves", rule="merkle.index")
     return tuple(_subproof([compute_leaf(leaf) for leaf in leaves], size, whole=True))

@@ -1,6 +1,7 @@
 """Integers with a meaning: credits, instants, basis points.
 
-No float ever stands for money or time. All divisions round down; the remainder stays with the requester (R13). Formatting here is for people;
+No float ever stands for money or time. All divisions round down; the remainder stays with the requester (R13).
+Formatting here is for people;
 whatever is signed holds the integers.
 """
 

@@ -1,4 +1,5 @@
-"""Blocks as the ledger and the light client read them: the final header of R16 (g), and the certificate of one or many seats.
+"""Blocks as the ledger and the light client read them: the final header of R16 (g), and the certificate of one or
+many seats.
 
 The engine of consensus sees a block as an id and bytes; only the ledger reads these.
 """
@@ -23,7 +24,8 @@ MAX_BLOCK_TXS = 4096
 
 
 class Header(Record, frozen=True, tag="header"):
-    """R16 (g). `transactions` and `results` are RFC 6962 roots (leaves: transaction ids; canonical results), `state` the root after this block, `seats` the digest of the epoch's seats, `beacon` that of R17.
+    """R16 (g). `transactions` and `results` are RFC 6962 roots (leaves: transaction ids; canonical results), `state`
+    the root after this block, `seats` the digest of the epoch's seats, `beacon` that of R17.
 
     The header of genesis has height 0, slot 0 and a zero parent.
     """
@@ -42,7 +44,9 @@ class Header(Record, frozen=True, tag="header"):
 
 
 class Block(Record, frozen=True, tag="block"):
-    """A header, the beacon preimage its leader reveals (R17), and the signed transactions in order. Due timers fire before them and are implied by the state."""
+    """A header, the beacon preimage its leader reveals (R17), and the signed transactions in order. Due timers fire
+    before them and are implied by the state.
+    """
 
     header: Header
     reveal: Digest

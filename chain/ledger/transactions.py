@@ -1,6 +1,7 @@
 """What can be asked of the ledger: one struct per transaction body, and the signed frame around it (R15).
 
-A transaction is `[tag, chain, sender, valid_until, salt, body]`; its id is the digest without the signature. It carries no sequence number: `valid_until` is at most 120 s ahead of block time, and ids are
+A transaction is `[tag, chain, sender, valid_until, salt, body]`; its id is the digest without the signature. It
+carries no sequence number: `valid_until` is at most 120 s ahead of block time, and ids are
 remembered for that long.
 """
 
@@ -46,7 +47,9 @@ class Open(Record, frozen=True, tag="open"):
 
 
 class Settle(Record, frozen=True, tag="settle"):
-    """Pay what an acceptance accepts (R7, row 3). By anyone if the receipt is final and wholly accepted, else by the provider."""
+    """Pay what an acceptance accepts (R7, row 3). By anyone if the receipt is final and wholly accepted, else by the
+    provider.
+    """
 
     receipt: Signed[Receipt]
     acceptance: Signed[Acceptance]
@@ -76,7 +79,9 @@ Body = Transfer | RegisterProvider | Open | Settle | Deliver | Cancel | GiveBack
 
 
 class Transaction(Record, frozen=True, tag="tx"):
-    """The frame of R15. `chain` is the chain id; the sender's operating key (owner key for transfers and bonds) signs it (R19)."""
+    """The frame of R15. `chain` is the chain id; the sender's operating key (owner key for transfers and bonds) signs
+    it (R19).
+    """
 
     chain: Digest
     sender: Key
@@ -94,5 +99,7 @@ def compute_transaction_id(transaction: Transaction) -> bytes:
 
 
 def sign_transaction(signer: Signer, chain_id: bytes, body: Body, valid_until: int, salt: bytes) -> Signed[Transaction]:
-    """Frame and sign a body as the signer's own account. `salt` is 16 bytes of the caller's randomness (or derived, where a retry must be the same transaction)."""
+    """Frame and sign a body as the signer's own account. `salt` is 16 bytes of the caller's randomness (or derived,
+    where a retry must be the same transaction).
+    """
     return signer.sign(Tag.TX, chain_id, Transaction(chain_id, signer.key, valid_until, salt, body))

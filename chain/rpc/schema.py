@@ -1,14 +1,15 @@
-"""What the node's JSON-RPC 2.0 interface answers (views as JSON; digests and keys as hex, amounts as integers of micro-credits).
+"""What the node's JSON-RPC 2.0 interface answers (views as JSON; digests and keys as hex, amounts as integers of
+micro-credits).
 
 | method | params | answer |
 |---|---|---|
 | chain.info | - | `ChainInfo` |
-| chain.submit | tx (hex of canonical signed transaction), wait_ms | `TxOutcome` once final; refused: error -32001 with data {"rule"} |
+| chain.submit | tx (hex of canonical bytes), wait_ms | `TxOutcome` once final; else error -32001, data {"rule"} |
 | chain.account | key | `AccountView` |
 | chain.lease | id | `LeaseView` or null |
 | chain.order | id | `OrderView` or null |
 | chain.leases | provider?, requester?, order?, live? | list of `LeaseView` |
-| chain.events | topics (hex ids of accounts, orders, leases), after (height), wait_ms | `EventsPage`: long poll, final blocks only |
+| chain.events | topics (hex of accounts, orders, leases), after (height), wait_ms | `EventsPage`: long poll, final |
 | chain.supply | - | `Supply` |
 | chain.header | height | hex of canonical `Finality` (header with certificate) |
 | chain.proof | tx | hex of canonical `TxProof` |
@@ -27,7 +28,9 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChainInfo(View):
-    """The node and its chain. `fee` is the flat fee of a transaction, `deposit` the least amount that makes an account."""
+    """The node and its chain. `fee` is the flat fee of a transaction, `deposit` the least amount that makes an
+    account.
+    """
 
     version: int
     software: str
@@ -51,7 +54,9 @@ class TxOutcome(View):
 
 
 class AccountView(View):
-    """An account; `known` is false where the chain has never seen it. `bond` is a provider's registered bond, `set_aside` the part bound in live leases."""
+    """An account; `known` is false where the chain has never seen it. `bond` is a provider's registered bond,
+    `set_aside` the part bound in live leases.
+    """
 
     key: str
     known: bool
@@ -101,7 +106,9 @@ class OrderView(View):
 
 
 class LedgerEvent(View):
-    """One change in a final block that concerns a topic: a lease's new state, or a transfer (`kind` = `lease` or `transfer`)."""
+    """One change in a final block that concerns a topic: a lease's new state, or a transfer (`kind` = `lease` or
+    `transfer`).
+    """
 
     height: int
     time: int

@@ -1,6 +1,7 @@
 """Before the work: order, bid, award and the lease they open (R2, R3, R12).
 
-All prices are micro-credits per segment of weight one. All windows are milliseconds, all deadlines Instants compared with block time (R1).
+All prices are micro-credits per segment of weight one. All windows are milliseconds, all deadlines Instants compared
+with block time (R1).
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from chain.base.hashing import Digest, Salt, Tag, compute_id
 from chain.base.keys import Key, Signed
 from chain.base.units import Amount, Bps, Count, Instant, Millis
 
-__all__ = ["Award", "AwardRule", "Bid", "Kind", "Order", "Windows", "compute_award_id", "compute_bid_id", "compute_lease_id", "compute_order_id"]
+__all__ = [
+    "Award",
+    "AwardRule",
+    "Bid",
+    "Kind",
+    "Order",
+    "Windows",
+    "compute_award_id",
+    "compute_bid_id",
+    "compute_lease_id",
+    "compute_order_id",
+]
 
 Few = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 """A number of segments, lanes or replicas: at least one, at most 2^20."""
@@ -57,8 +69,10 @@ class Windows(Record, frozen=True, tag="windows"):
 class Order(Record, frozen=True, tag="order"):
     """What the requester signs: its signature is the spending mandate (R2).
 
-    `job` is the digest of the job spec, `start` the digest of the first segment's input (`run`, `train`) or the root over the items (`map`). `cap` bounds price and commission together; `limit` is the
-    highest price per segment. `weights` is empty when all segments weigh the same. `deposit` is the sum outside the cap that the watcher may use for a dispute (R10).
+    `job` is the digest of the job spec, `start` the digest of the first segment's input (`run`, `train`) or the root
+    over the items (`map`). `cap` bounds price and commission together; `limit` is the
+    highest price per segment. `weights` is empty when all segments weigh the same. `deposit` is the sum outside the
+    cap that the watcher may use for a dispute (R10).
     """
 
     requester: Key
@@ -89,7 +103,9 @@ class Order(Record, frozen=True, tag="order"):
 
 
 class Bid(Record, frozen=True, tag="bid"):
-    """What a provider signs: a price per segment for one order, with its bond in basis points of the award price (R3 e)."""
+    """What a provider signs: a price per segment for one order, with its bond in basis points of the award price (R3
+    e).
+    """
 
     order: Digest
     provider: Key
@@ -105,7 +121,8 @@ class Bid(Record, frozen=True, tag="bid"):
 class Award(Record, frozen=True, tag="award"):
     """What the order's auctioneer signs: which bid serves which range at which price per segment (R3 a).
 
-    `runner_up` is the runner-up's signed bid under `second`, else None. `start` is the digest of the first input of this range. `commission` is in basis points, within the order's limit.
+    `runner_up` is the runner-up's signed bid under `second`, else None. `start` is the digest of the first input of
+    this range. `commission` is in basis points, within the order's limit.
     """
 
     order: Digest
@@ -137,5 +154,7 @@ def compute_award_id(chain_id: bytes, award: Award) -> bytes:
 
 
 def compute_lease_id(chain_id: bytes, award: Award) -> bytes:
-    """Id of the lease an award opens. An award names order and bid by digest, so it alone decides the id, before the lease is on the chain."""
+    """Id of the lease an award opens. An award names order and bid by digest, so it alone decides the id, before the
+    lease is on the chain.
+    """
     return compute_id(Tag.LEASE, chain_id, award)

@@ -1,4 +1,6 @@
-"""How a segment ended and what it used: the exit cause and the usage figures of records and receipts (design.md section 3, R9)."""
+"""How a segment ended and what it used: the exit cause and the usage figures of records and receipts (design.md
+section 3, R9).
+"""
 
 from __future__ import annotations
 

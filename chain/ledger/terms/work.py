@@ -34,7 +34,9 @@ Label = Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class SegmentRecord(Record, frozen=True, tag="segment"):
-    """One segment as the provider ran it. `error` is the digest of the traceback text (of the empty blob where there is none); `dispatch` names the CPU features its numerics chose."""
+    """One segment as the provider ran it. `error` is the digest of the traceback text (of the empty blob where there
+    is none); `dispatch` names the CPU features its numerics chose.
+    """
 
     lease: Digest
     index: Count
@@ -60,7 +62,9 @@ class Environment(Record, frozen=True, tag="environment"):
 class Receipt(Record, frozen=True, tag="receipt"):
     """Root over the records of a prefix of a lease's range, signed by the provider (R5).
 
-    `count` records from index `first`; `cause` is `ok` while all of them are, else the last one's. Records commit to the outputs. `log` is the digest of the log, `provenance` that of the provenance statement (of the empty blob where there is none).
+    `count` records from index `first`; `cause` is `ok` while all of them are, else the last one's. Records commit to
+    the outputs. `log` is the digest of the log, `provenance` that of the provenance statement (of the empty blob
+    where there is none).
     """
 
     lease: Digest
@@ -77,7 +81,9 @@ class Receipt(Record, frozen=True, tag="receipt"):
 
 
 class StorageReceipt(Record, frozen=True, tag="storage"):
-    """What a holder signs: it keeps everything under `receipt` (that receipt's id), so many bytes, until an Instant (R8)."""
+    """What a holder signs: it keeps everything under `receipt` (that receipt's id), so many bytes, until an Instant
+    (R8).
+    """
 
     holder: Key
     lease: Digest
@@ -94,7 +100,9 @@ class Span(Record, frozen=True, tag="span"):
 
 
 class Acceptance(Record, frozen=True, tag="acceptance"):
-    """What the requester (or its watcher) signs on one receipt: which of its segments are good, as ascending disjoint spans (R7)."""
+    """What the requester (or its watcher) signs on one receipt: which of its segments are good, as ascending disjoint
+    spans (R7).
+    """
 
     lease: Digest
     receipt: Digest
