@@ -78,7 +78,9 @@ def forbid_skip(report: Any) -> None:
     reason = reason.removeprefix("Skipped: ")
     if not reason.startswith(tuple(EXCUSES)):
         report.outcome = "failed"
-        report.longrepr = f"skipped where CI=true allows no skip: {reason!r}; reasons that excuse begin with {[*EXCUSES]}"
+        report.longrepr = (
+            f"skipped where CI=true allows no skip: {reason!r}; reasons that excuse begin with {[*EXCUSES]}"
+        )
 
 
 @pytest.hookimpl(wrapper=True)
