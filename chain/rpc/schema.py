@@ -11,7 +11,7 @@ micro-credits).
 | chain.leases | provider?, requester?, order?, live? | list of `LeaseView` |
 | chain.events | topics (hex of accounts, orders, leases), after (height), wait_ms | `EventsPage`: long poll, final |
 | chain.supply | - | `Supply` |
-| chain.header | height | hex of canonical `Finality` (header with certificate) |
+| chain.header | height | hex of canonical `Finality` (header with what makes it final) |
 | chain.proof | tx | hex of canonical `TxProof` |
 """
 
@@ -21,6 +21,15 @@ import msgspec
 
 RPC_VERSION = 1
 """Version of this interface, in `ChainInfo.version`; another one is refused by name (`protocol.version`)."""
+
+REFUSED = -32001
+"""Error code: what was sent breaks a rule, named in `data.rule`. Sending it again will not help."""
+
+PENDING = -32002
+"""Error code: not final within the wait asked for. It may become so."""
+
+UNAVAILABLE = -32003
+"""Error code: the node can't take it now, for a reason named in `data.rule`."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
