@@ -36,7 +36,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all views."""
 
 
-class ChainInfo(View):
+class ChainInfo(View, frozen=True, kw_only=True):
     """The node and its chain. `fee` is the flat fee of a transaction, `deposit` the least amount that makes an
     account.
     """
@@ -54,7 +54,7 @@ class ChainInfo(View):
     private: bool
 
 
-class TxOutcome(View):
+class TxOutcome(View, frozen=True, kw_only=True):
     """A transaction in a final block."""
 
     id: str
@@ -62,7 +62,7 @@ class TxOutcome(View):
     time: int
 
 
-class AccountView(View):
+class AccountView(View, frozen=True, kw_only=True):
     """An account; `known` is false where the chain has never seen it. `bond` is a provider's registered bond,
     `set_aside` the part bound in live leases.
     """
@@ -75,7 +75,7 @@ class AccountView(View):
     set_aside: int
 
 
-class LeaseView(View):
+class LeaseView(View, frozen=True, kw_only=True):
     """A lease, live or ended. `state` is a name of law.md's table; money fields are what has moved so far."""
 
     id: str
@@ -103,7 +103,7 @@ class LeaseView(View):
     served: int
 
 
-class OrderView(View):
+class OrderView(View, frozen=True, kw_only=True):
     """An order's mandate record (R2)."""
 
     id: str
@@ -114,7 +114,7 @@ class OrderView(View):
     expiry: int
 
 
-class LedgerEvent(View):
+class LedgerEvent(View, frozen=True, kw_only=True):
     """One change in a final block that concerns a topic: a lease's new state, or a transfer (`kind` = `lease` or
     `transfer`).
     """
@@ -129,14 +129,14 @@ class LedgerEvent(View):
     amount: int = 0
 
 
-class EventsPage(View):
+class EventsPage(View, frozen=True, kw_only=True):
     """Events after a height; ask again with `after=next`."""
 
     next: int
     events: list[LedgerEvent]
 
 
-class Supply(View):
+class Supply(View, frozen=True, kw_only=True):
     """Where all credits are. `total + burned` never changes (R13)."""
 
     genesis: int
