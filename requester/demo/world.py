@@ -1,0 +1,138 @@
+"""A whole market on this machine: one chain node, one broker, some providers, each a process started by its own command.
+
+The demo, the benchmarks and the end-to-end tests stand on it. It holds the treasury's key and gives newcomers their first credits; all else it does is start, ask and stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chain.base.errors import Unavailable
+from chain.base.keys import Signer
+from chain.base.units import MICRO
+from chain.ledger.transactions import Transfer, sign_transaction
+from chain.rpc.client import ChainClient
+from chain.runtime.clock import SystemClock
+from chain.runtime.keystore import load_key, load_or_create_key
+from requester.demo.supervisor import Part, Supervisor
+
+TREASURY = 1_000_000
+"""Credits in the demo's genesis."""
+
+FIRST_CREDITS = 1_000 * MICRO
+"""What each newcomer gets, in micro-credits."""
+
+
+@dataclass(frozen=True)
+class ProviderPlan:
+    """One provider of the demo: its name, its price factor, its slots."""
+
+    name: str
+    factor: float
+    slots: int = 1
+
+
+TWO_COMPETING_ONE_DEARER = (ProviderPlan("ada", 1.0), ProviderPlan("bell", 1.1), ProviderPlan("cray", 3.0))
+"""Two that compete and one under the cap but dearer, whose losing bid stands in the book."""
+
+
+class World:
+    """The running market. `folder` holds everything it writes; `say` hears of deaths and restarts."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None], *, bus: str = "auto") -> None:
+        self.folder = folder
+        self.supervisor = Supervisor(say)
+        self.clock = SystemClock()
+        self.accounts: dict[str, bytes] = {}
+        self._bus = bus
+        self._treasury: Signer | None = None
+        self._chain: ChainClient | None = None
+
+    @property
+    def chain(self) -> ChainClient:
+        """Client of the node; valid after `start`."""
+        if self._chain is None:
+            raise Unavailable("the market has not been started", rule="demo.part")
+        return self._chain
+
+    @property
+    def chain_url(self) -> str:
+        """Address of the node."""
+        return self.supervisor.running["chain"].address or ""
+
+    @property
+    def broker_url(self) -> str:
+        """Address of the broker."""
+        return self.supervisor.running["broker"].address or ""
+
+    @property
+    def genesis(self) -> Path:
+        """The genesis file: all that an offline check needs to know of the chain."""
+        return self.folder / "chain" / "genesis.json"
+
+    async def start(self, providers: Sequence[ProviderPlan] = TWO_COMPETING_ONE_DEARER) -> None:
+        """Start chain, broker and providers and fund them. Raises `Unavailable` where a part does not become ready."""
+        home = self.folder / "chain"
+        await run_command("tally-chain", "init", "--home", str(home), "--name", "demo", "--treasury-credits", str(TREASURY))
+        self._treasury = load_key(home / "treasury.pem")
+        self._chain = ChainClient(await self.supervisor.start(self._part("chain", "tally-chain", "run")))
+        self.accounts["treasury"] = self._treasury.key
+        names = ["broker", *(plan.name for plan in providers)]
+        await asyncio.gather(*(self.fund(name, self._key(name)) for name in names))
+        await self.supervisor.start(self._part("broker", "tally-broker", "run", "--chain", self.chain_url, "--bus", self._bus))
+        await asyncio.gather(*(self.start_provider(plan) for plan in providers))
+
+    async def start_provider(self, plan: ProviderPlan) -> None:
+        """Start one provider; it registers itself with its bond."""
+        flags = ("--chain", self.chain_url, "--broker", self.broker_url, "--price-factor", str(plan.factor), "--slots", str(plan.slots))
+        await self.supervisor.start(self._part(plan.name, "tally-provider", "run", *flags))
+
+    async def fund(self, name: str, key: bytes, amount: int = FIRST_CREDITS) -> None:
+        """Give an account credits from the treasury; returns when the transfer is final."""
+        if self._treasury is None:
+            raise Unavailable("the market has not been started", rule="demo.part")
+        self.accounts[name] = key
+        info = await self.chain.info()
+        valid_until = self.clock.now() + 60_000
+        body = Transfer(key, amount)
+        await self.chain.submit(sign_transaction(self._treasury, bytes.fromhex(info.chain), body, valid_until, os.urandom(16)))
+
+    async def close(self) -> None:
+        """Stop every part."""
+        if self._chain is not None:
+            await self._chain.close()
+        await self.supervisor.stop()
+
+    def _key(self, name: str) -> bytes:
+        return load_or_create_key(self.folder / name / "key.pem").key
+
+    def _part(self, name: str, command: str, *arguments: str) -> Part:
+        home, ready = self.folder / name, self.folder / f"{name}.ready"
+
+        def line(address: str | None) -> list[str]:
+            listen = [] if command == "tally-provider" else ["--listen", (address or "http://127.0.0.1:0").split("://")[1]]
+            return [*program(command), *arguments, "--home", str(home), "--ready-file", str(ready), *listen]
+
+        return Part(name, line, ready, self.folder / f"{name}.log")
+
+
+def program(command: str) -> list[str]:
+    """How to start one of our commands with this very interpreter."""
+    beside = Path(sys.executable).with_name(command)
+    return [str(beside)] if beside.exists() else [command]
+
+
+async def run_command(command: str, *arguments: str) -> str:
+    """Run one of our commands to its end and return what it printed. Raises `Unavailable` (`demo.part`) with its words where it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *program(command), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    if process.returncode != 0:
+        raise Unavailable(f"{command} {arguments[0]} failed: {err.decode(errors='replace').strip()}", rule="demo.part")
+    return out.decode()
