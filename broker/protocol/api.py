@@ -8,14 +8,14 @@ Routes (version 1; every request but `GET /v1/info` is signed by its account, RF
 | GET /v1/info | -> JSON `Info` | anyone |
 | PUT, GET, HEAD /v1/blobs/{hex} | bytes | parties of a job that names the blob; PUT: any account with a balance |
 | POST /v1/orders | `Submission` -> JSON {"order": hex} | the requester |
-| GET /v1/orders | -> JSON list of {"order", "title", "state", "posted"} | the requester's own |
+| GET /v1/orders | -> JSON list of `JobSummary` | the requester's own |
 | GET /v1/orders/{hex}/events?after=N&wait_ms=M | -> `Events` (long poll) | requester and watcher |
 | POST /v1/orders/{hex}/cancel | `Signed[Cancellation]` -> 202 | the requester |
 | POST /v1/leases/{hex}/receipt | `Delivery` -> `Signed[StorageReceipt]` | the lease's provider |
 | POST /v1/leases/{hex}/acceptance | `Signed[Acceptance]` -> 202 | requester or watcher |
 | GET /v1/leases/{hex}/acceptance?wait_ms=M | -> `Signed[Acceptance]`, or 404 | the lease's provider |
 
-Errors are RFC 9457 problem+json with `rule` as an extension member.
+Errors are RFC 9457 problem+json (`Problem`) with `rule` as an extension member.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ PROTOCOL_VERSION = 1
 INLINE_BYTES = 262_144
 """Blobs up to this sum may ride inside a submission, delivery or event instead of a PUT or GET of their own."""
 
+MAX_BODY_BYTES = 4 << 20
+"""Largest canonical body of a request or an answer: records of a long lease and its inline blobs. Blobs of their own
+have the broker's `max_blob_bytes`.
+"""
+
+MAX_WAIT_MS = 30_000
+"""Longest `wait_ms` of a long poll; a larger one is cut to this."""
+
 Blobs = Annotated[tuple[bytes, ...], msgspec.Meta(max_length=64)]
 
 
@@ -56,6 +64,27 @@ class Info(msgspec.Struct, frozen=True):
     retention_ms: int
     max_blob_bytes: int
     providers: int
+
+
+class JobSummary(msgspec.Struct, frozen=True):
+    """A line of a requester's list of jobs, as JSON. `order` is hex; `state` is the kind of the newest event
+    (`announced` … `accepted`), or how it ended.
+    """
+
+    order: str
+    title: str
+    state: str
+    posted: int
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """RFC 9457 problem details; `rule` is the name of the rule that was broken."""
+
+    title: str
+    status: int
+    detail: str
+    rule: str
+    type: str = "about:blank"
 
 
 class Submission(Record, frozen=True, tag="submission"):

@@ -2,6 +2,10 @@
 
 Providers say `Offer`, `Bid`, `Decline`, `Progress`; the broker says `Announcement`, `Acknowledgement`, `Book`,
 `Withdrawal`, and passes on `Award` and `Acceptance`.
+
+An `Award` goes to its winner's own topic at once (fetch, get ready; nothing is owed yet), and to all as soon as its
+lease stands in a final block: whoever bid and did not win is then free. A `Withdrawal` to all frees everybody. A
+provider learns of its leases from the chain alone (R3).
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from chain.ledger.terms.work import Acceptance, SegmentRecord
 
 MAX_MESSAGE_BYTES = 65_536
 """Largest bus message; the MQTT server's packet limit is set a little above."""
+
+MAX_BOOK_BYTES = 49_152
+"""Bids of one order whose encodings add up to more are refused, so that the signed book fits one message."""
 
 LOG_CHUNK_BYTES = 16_384
 """Most log bytes in one progress message."""

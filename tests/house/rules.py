@@ -27,6 +27,7 @@ SHELLS = {
     "chain.cli": "commands read their environment",
     "broker.service": "wiring of the broker",
     "broker.bus": "starts the MQTT server as a child process and gives each connect its own deadline",
+    "broker.rpc": "a signed request carries its own time and a nonce",
     "broker.cli": "commands read their environment",
     "provider.daemon": "wiring of the provider",
     "provider.sandbox": "measures what a job uses and ends it at its time limit",
