@@ -37,6 +37,18 @@ def _resolve_base(source: Source, node: ast.ImportFrom, known: Mapping[str, Sour
     return ".".join([*parts, *([node.module] if node.module else [])])
 
 
+def find_reachable(graph: Mapping[str, set[str]], roots: Iterable[str]) -> set[str]:
+    """All modules that load when something below the roots is imported, the packages around each included."""
+    ahead = [name for name in graph if any(f"{name}.".startswith(f"{root}.") for root in roots)]
+    seen: set[str] = set()
+    while ahead:
+        name = ahead.pop()
+        if name in graph and name not in seen:
+            seen.add(name)
+            ahead += [*graph[name], name.rpartition(".")[0]]
+    return seen
+
+
 def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
     """The modules of one import cycle in order, the first again as the last; [] if there is none."""
     try:

@@ -144,6 +144,24 @@ def _resolve(node: ast.expr, names: dict[str, str]) -> str:
     return ""
 
 
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios"}
+
+
+def find_unportable(source: Source) -> Iterator[str]:
+    """What loads without its platform asked first loads everywhere. An import is guarded by `if` on sys.platform."""
+    guarded: set[ast.AST] = set()
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.If) and "sys.platform" in ast.unparse(node.test):
+            guarded |= set(ast.walk(node))
+    for node in ast.walk(source.tree):
+        if node in guarded or not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [one.name for one in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        for name in names:
+            if name.partition(".")[0] in POSIX_ONLY:
+                yield f"line {node.lineno}: imports {name}, which Windows has not, without asking sys.platform"
+
+
 def find_nameless_module(source: Source) -> Iterator[str]:
     """A module is named for what is in it."""
     for part in source.module.split("."):

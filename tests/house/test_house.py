@@ -15,6 +15,7 @@ from tests.house.rules import Source
 ROOT = Path(__file__).resolve().parents[2]
 WINGS = ("chain", "broker", "provider", "requester")
 HOUSE = "tests.house."
+PORTABLE = ("chain.base", "chain.light", "requester")
 
 
 @cache
@@ -64,6 +65,12 @@ def test_rule_holds_in_tests(rule: rules.Rule) -> None:
 
 def test_there_is_no_import_cycle() -> None:
     assert imports.find_cycle(imports.build_graph(one for wing in WINGS for one in read_sources(wing))) == []
+
+
+def test_what_a_requester_needs_loads_on_macos_and_windows_too() -> None:
+    sources = {one.module: one for wing in WINGS for one in read_sources(wing)}
+    needed = imports.find_reachable(imports.build_graph(sources.values()), PORTABLE)
+    assert [f"{name}: {broken}" for name in sorted(needed) for broken in rules.find_unportable(sources[name])] == []
 
 
 def test_each_package_of_two_levels_stands_in_the_layers() -> None:

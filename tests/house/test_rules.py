@@ -50,6 +50,8 @@ ROWS: list[tuple[Rule, str, str]] = [
         "from nacl.signing import SigningKey\nSigningKey.generate()\n",
         "from nacl.signing import SigningKey\nSigningKey(seed)\n",
     ),
+    (rules.find_unportable, "import fcntl\n", "import sys\nif sys.platform != 'win32':\n    import fcntl\n"),
+    (rules.find_unportable, "def f():\n    from resource import x\n", "from .resource_plan import x\n"),
     (rules.find_leftovers, "x = 1  # TODO later\n", "x = 1  # later\n"),
     (rules.find_leftovers, '"""FIXME."""\n', '"""Fix me."""\n'),
     (rules.find_uncovered, "x = 1  # pragma: no cover\n", "if TYPE_CHECKING:  # pragma: no cover\n    pass\n"),
@@ -69,7 +71,7 @@ def test_rule_bites(rule: Rule, bad: str, good: str) -> None:
 
 
 def test_every_rule_has_a_row() -> None:
-    assert {rule for rule, _, _ in ROWS} | {rules.find_nameless_module} == set(rules.RULES)
+    assert {rule for rule, _, _ in ROWS} | {rules.find_nameless_module} == {*rules.RULES, rules.find_unportable}
 
 
 def test_a_module_must_be_named_for_its_content() -> None:
@@ -105,6 +107,12 @@ def test_an_import_cycle_is_found(texts_by_name: dict[str, str]) -> None:
 def test_a_chain_of_imports_is_no_cycle() -> None:
     chain = {"a": '"""Doc."""', "a.x": "import a.y\nimport os", "a.y": "from a import z", "a.z": "import json"}
     assert imports.find_cycle(imports.build_graph(Source(name, text) for name, text in chain.items())) == []
+
+
+def test_what_loads_is_followed_through_packages() -> None:
+    texts_by_name = {"a": "", "a.x": "import b.y", "b": "import c", "b.y": "", "c": "", "d": "import a.x"}
+    graph = imports.build_graph(Source(name, text) for name, text in texts_by_name.items())
+    assert imports.find_reachable(graph, ["a"]) == {"a", "a.x", "b", "b.y", "c"}
 
 
 def test_a_package_outside_the_layers_is_found() -> None:
