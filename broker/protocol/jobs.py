@@ -14,7 +14,7 @@ from chain.ledger.terms.agreement import Kind
 
 __all__ = ["Entry", "JobSpec", "Level", "Resources", "Runtime", "compute_job_digest", "compute_runtime_digest"]
 
-Name = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Name = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\Z")]
 Title = Annotated[str, msgspec.Meta(max_length=200)]
 
 

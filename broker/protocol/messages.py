@@ -141,7 +141,7 @@ TAGS: dict[type, Tag] = {
     Decline: Tag.DECLINE,
     Acknowledgement: Tag.ACKNOWLEDGEMENT,
     Book: Tag.BOOK,
-    Withdrawal: Tag.CANCELLATION,
+    Withdrawal: Tag.WITHDRAWAL,
     Progress: Tag.PROGRESS,
     Bid: Tag.BID,
     Award: Tag.AWARD,

@@ -39,18 +39,21 @@ class BadEncoding(Refused):
 
 
 def encode(value: Any) -> bytes:
-    """Canonical bytes of a `Record` (or of a tuple of plain values). Raises `BadEncoding` for what has no canonical
-    form.
+    """Canonical bytes of a `Record` (or of a tuple of plain values). Raises `BadEncoding` under `codec.form` for what
+    MessagePack cannot hold. That no record holds a float or a map is the business of its type, and of `check_bounds`
+    before something is signed.
     """
-    return _encoder().encode(value)
+    try:
+        return _encoder().encode(value)
+    except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+        raise BadEncoding(f"a {type(value).__name__} has no canonical form: {error}", rule="codec.form") from error
 
 
 def decode(data: bytes, kind: type[T], *, max_bytes: int = MAX_BYTES) -> T:
     """Decode canonical bytes as `kind`.
 
-    Raises `BadEncoding` with rule `codec.size`, `codec.depth`, `codec.items`, `codec.float`, `codec.form` (not
-    MessagePack, or not this type),
-    or `codec.canonical` (a second spelling of a value).
+    Raises `BadEncoding` with rule `codec.size`, `codec.depth`, `codec.items`, `codec.float`, `codec.trailing`,
+    `codec.form` (not MessagePack, or not this type), or `codec.canonical` (a second spelling of a value).
     """
     if len(data) > max_bytes:
         raise BadEncoding(f"{len(data)} bytes where at most {max_bytes} are taken", rule="codec.size")
@@ -77,7 +80,7 @@ def check_bounds(data: bytes) -> None:
         if position >= end:
             raise BadEncoding("ends before its value does", rule="codec.form")
         position, children = _step(data, position)
-        if children:
+        if children is not None:
             items += children
             if items > MAX_ITEMS:
                 raise BadEncoding(f"more than {MAX_ITEMS} elements", rule="codec.items")
@@ -88,21 +91,21 @@ def check_bounds(data: bytes) -> None:
         raise BadEncoding(f"{end - position} bytes after its end", rule="codec.trailing")
 
 
-def _step(data: bytes, position: int) -> tuple[int, int]:
-    """Position behind the header (and body) at `position`, and how many child values follow."""
+def _step(data: bytes, position: int) -> tuple[int, int | None]:
+    """Position behind the header (and body) at `position`, and how many child values follow; None for an atom."""
     first = data[position]
     if first <= 0x7F or first >= 0xE0 or first in (0xC0, 0xC2, 0xC3):
-        return position + 1, 0
+        return position + 1, None
     if 0x90 <= first <= 0x9F:
         return position + 1, first & 0x0F
     if 0xA0 <= first <= 0xBF:
-        return _skip(data, position + 1 + (first & 0x1F)), 0
+        return _skip(data, position + 1 + (first & 0x1F)), None
     if first in _FIXED:
-        return _skip(data, position + 1 + _FIXED[first]), 0
+        return _skip(data, position + 1 + _FIXED[first]), None
     if first in _SIZED:
         width = _SIZED[first]
         body = _skip(data, position + 1 + width)
-        return _skip(data, body + int.from_bytes(data[position + 1 : body], "big")), 0
+        return _skip(data, body + int.from_bytes(data[position + 1 : body], "big")), None
     if first in _ARRAYS:
         body = _skip(data, position + 1 + _ARRAYS[first])
         return body, int.from_bytes(data[position + 1 : body], "big")

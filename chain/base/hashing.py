@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from chain.base.codec import encode
+from chain.base.errors import Fault
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 """A SHA-256 value, 32 bytes."""
@@ -55,6 +56,7 @@ class Tag(StrEnum):
     ACKNOWLEDGEMENT = "tally/acknowledgement/1"
     BOOK = "tally/book/1"
     PROGRESS = "tally/progress/1"
+    WITHDRAWAL = "tally/withdrawal/1"
     CANCELLATION = "tally/cancellation/1"
     ENVELOPE = "tally/envelope/1"
 
@@ -65,7 +67,11 @@ def _prefix(tag: Tag) -> bytes:
 
 
 def compute_signed_bytes(tag: Tag, chain_id: bytes, body: Any) -> bytes:
-    """The bytes a signature is made over: SHA-256(tag) || chain id || canonical encoding of `body`."""
+    """The bytes a signature is made over: SHA-256(tag) || chain id || canonical encoding of `body`. Raises `Fault`
+    under `R18.chain` unless the chain id has 32 bytes: any other length would blur where the body begins.
+    """
+    if len(chain_id) != 32:
+        raise Fault(f"a chain id of {len(chain_id)} bytes; it has 32", rule="R18.chain")
     return _prefix(tag) + chain_id + encode(body)
 
 

@@ -14,7 +14,7 @@ import msgspec
 import nacl.bindings
 from nacl.exceptions import CryptoError
 
-from chain.base.codec import Record
+from chain.base.codec import Record, check_bounds
 from chain.base.errors import Refused
 from chain.base.hashing import Tag, compute_signed_bytes
 
@@ -59,8 +59,12 @@ class Signer:
         return nacl.bindings.crypto_sign(message, self._secret)[:64]
 
     def sign(self, tag: Tag, chain_id: bytes, body: T) -> Signed[T]:
-        """Sign `body` under a domain tag and a chain id."""
-        return Signed(body, self.sign_bytes(compute_signed_bytes(tag, chain_id, body)))
+        """Sign `body` under a domain tag and a chain id. Raises `BadEncoding` rather than sign what no reader would
+        take.
+        """
+        message = compute_signed_bytes(tag, chain_id, body)
+        check_bounds(message[64:])
+        return Signed(body, self.sign_bytes(message))
 
     def __repr__(self) -> str:
         return f"Signer({show_key(self.key)})"
@@ -110,16 +114,20 @@ def show_key(key: bytes) -> str:
 
 
 def parse_key(text: str) -> bytes:
-    """Account of a `did:key:z…` or of 64 hex digits; raises `BadKey` for anything else."""
+    """Account of a `did:key:z…` or of 64 hex digits; raises `BadKey` for anything else, a second spelling of a key
+    included. White space around it is passed over.
+    """
     text = text.strip()
     try:
         if text.startswith("did:key:z"):
             raw = _decode_base58(text.removeprefix("did:key:z"))
-            if raw[:2] != _MULTICODEC_ED25519 or len(raw) != 34:
+            key = raw.removeprefix(_MULTICODEC_ED25519)
+            if show_key(key) != text:
                 raise ValueError(text)
-            key = raw[2:]
         else:
             key = bytes.fromhex(text)
+            if key.hex() != text.lower():
+                raise ValueError(text)
     except (ValueError, OverflowError) as error:
         raise BadKey(f"{text[:80]!r} is no account; it looks like did:key:z6Mk…", rule="R18.key") from error
     return check_key(key)

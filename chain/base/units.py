@@ -41,7 +41,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Bps = Annotated[int, msgspec.Meta(ge=0, le=BPS * 100)]
 """A share in basis points; bonds may exceed the whole."""
 
-_CREDITS = re.compile(r"(\d{1,13})(?:\.(\d{1,6}))?")
+_CREDITS = re.compile(r"([0-9]{1,13})(?:\.([0-9]{1,6}))?")
 
 
 def checked(value: int, what: str = "amount") -> int:
@@ -57,7 +57,9 @@ def compute_share(amount: int, bps: int) -> int:
 
 
 def parse_credits(text: str) -> int:
-    """Micro-credits of a decimal text such as `1.5`; raises `Refused` under `units.credits` for any other form."""
+    """Micro-credits of a decimal text such as `1.5`; raises `Refused` under `units.credits` for any other form, under
+    `R18.range` for more than 2^63-1.
+    """
     match = _CREDITS.fullmatch(text.strip())
     if match is None:
         raise Refused(f"{text!r} is no amount of credits; write for example 2 or 0.25", rule="units.credits")
