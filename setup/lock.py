@@ -7,7 +7,6 @@ a missing system program. No index address goes into them: which index is asked 
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import tomllib
 import venv
@@ -37,10 +36,10 @@ def main() -> None:
         subprocess.run([bin_folder / "python", "-m", "pip", "install", "-qq", "uv"], check=True)
         for name, requirements in wanted.items():
             output = ROOT / "requirements" / f"{name}.txt"
-            command = [bin_folder / "uv", "pip", "compile", *OPTIONS.split(), "-", "-o", output]
+            command: list[str | Path] = [bin_folder / "uv", "pip", "compile", *OPTIONS.split(), "-", "-o", output]
             subprocess.run(command, input="\n".join(requirements), text=True, check=True, stdout=subprocess.DEVNULL)
             print(f"lock: wrote {output.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
