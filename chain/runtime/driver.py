@@ -49,8 +49,8 @@ class Driver(Generic[EventT, EffectT]):
     """Runs one machine.
 
     `events` is the (union) type of its events, used to read the journal; an event type whose class variable `durable`
-    is False is handled but not stored. The attribute `on_fault`, if set, is told when the machine or its performer breaks
-    (`failed` holds the error from then on).
+    is False is handled but not stored. The attribute `on_fault`, if set, is told when the machine or its performer
+    breaks (`failed` holds the error from then on).
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Driver(Generic[EventT, EffectT]):
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = list(self._tasks)
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -124,8 +124,20 @@ class Driver(Generic[EventT, EffectT]):
         now = self._clock.now()
         self._settle(now)
         if getattr(event, "durable", True):
-            self._journal.append(self.name, now, encode(event))
+            event = self._store(event, now)
         self._carry_out(self.machine.handle(event, now))
+
+    def _store(self, event: EventT, now: int) -> EventT:
+        """Journal `event` and return it as a replay will read it. Raises `Fault` under `journal.form` for one that
+        could not be read back: better to stop here than at each restart from now on.
+        """
+        payload = encode(event)
+        try:
+            read: EventT = self._decoder.decode(payload)
+        except msgspec.MsgspecError as error:
+            raise Fault(f"{event!r:.200} is no event of {self.name}: {error}", rule="journal.form") from error
+        self._journal.append(self.name, now, payload)
+        return read
 
     def _settle(self, now: int) -> None:
         due = self.machine.wake_at()
@@ -182,6 +194,8 @@ class Driver(Generic[EventT, EffectT]):
     def _fail(self, error: BaseException) -> None:
         self.failed = error
         self._queue.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         self._log.error("machine stopped", error=repr(error), exc_info=error)
         if self.on_fault is not None:
             self.on_fault(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,19 +18,22 @@ from chain.runtime.files import write_atomically
 
 def create_key(path: Path, passphrase: str | None = None) -> Signer:
     """Make a new key and its file. Raises `Refused` (`key.exists`) rather than overwrite one."""
-    if path.exists():
-        raise Refused(f"{path} exists; keys are never overwritten", rule="key.exists")
     return save_key(path, os.urandom(32), passphrase)
 
 
 def save_key(path: Path, seed: bytes, passphrase: str | None = None) -> Signer:
-    """Write the key of a 32-byte seed."""
+    """Write the key of a 32-byte seed. Raises `Refused` (`key.exists`) rather than overwrite one, even one that
+    appears at the same moment; `Unavailable` (`file.write`).
+    """
     private = Ed25519PrivateKey.from_private_bytes(seed)
     how: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
         how = serialization.BestAvailableEncryption(passphrase.encode())
     pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
-    write_atomically(path, pem, mode=0o600)
+    try:
+        write_atomically(path, pem, mode=0o600, replace=False)
+    except Refused as error:
+        raise Refused(f"{path} exists; keys are never overwritten", rule="key.exists") from error
     return Signer(seed)
 
 
@@ -48,7 +52,7 @@ def load_key(path: Path, passphrase: str | None = None) -> Signer:
     except TypeError as error:
         need = "needs a passphrase" if not passphrase else "has no passphrase, yet one was given"
         raise Refused(f"{path} {need}", rule="key.passphrase") from error
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         rule = "key.passphrase" if passphrase else "key.form"
         raise Refused(f"{path} can't be read: wrong passphrase or no PKCS#8 PEM", rule=rule) from error
     if not isinstance(private, Ed25519PrivateKey):
