@@ -1,0 +1,138 @@
+"""From wishes to an order: the spending mandate of R2, worked out from a job spec, a cap and a set of terms.
+
+The cap bounds price and commission together. The limit (highest price per segment) is the largest that keeps both
+within the cap, so a bid at the limit never exceeds it (R2, R13). Not here: packing of code and inputs, the signature.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker.protocol.jobs import JobSpec, Resources, compute_job_digest, compute_runtime_digest
+from chain.base.errors import Refused
+from chain.base.units import BPS, checked, compute_share, format_credits
+from chain.ledger.terms.agreement import AwardRule, Order, Windows
+
+MIB = 1 << 20
+
+AUCTION_MS = 2_000
+"""Milliseconds from signing to the close of the auction, at most; it closes earlier when all have answered."""
+
+OPENING_MS = 60_000
+"""Milliseconds after the close in which an award may open its lease: the longest a bid can be valid for it (R3 c)."""
+
+MAX_COMMISSION = 200
+"""Basis points of commission that are agreed to without asking."""
+
+DAMAGES = 1_000
+"""Basis points of the unserved price that a provider owes for leaving (R4)."""
+
+DEFAULT_WINDOWS = Windows(
+    start=30_000,
+    answer=10_000,
+    acceptance=600_000,
+    grace=10_000,
+    commit=60_000,
+    reveal=60_000,
+    appeal=60_000,
+)
+"""Windows of an order whose writer says nothing else, in milliseconds."""
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What a requester agrees to besides the work itself.
+
+    `cap` in micro-credits; `segment_wall` and `auction` in milliseconds; `commission` and `damages` in basis points.
+    """
+
+    cap: int
+    segment_wall: int
+    segments: int = 1
+    commission: int = MAX_COMMISSION
+    damages: int = DAMAGES
+    auction: int = AUCTION_MS
+    windows: Windows = DEFAULT_WINDOWS
+
+
+class Parties(msgspec.Struct, frozen=True):
+    """Whose order it is: chain id, requester's key, auctioneer's key. The auctioneer is also the holder of outputs."""
+
+    chain: bytes
+    requester: bytes
+    auctioneer: bytes
+
+
+def make_resources(
+    memory_bytes: int, segment_wall: int, *, millicores: int = 1_000, output_bytes: int = 64 * MIB
+) -> Resources:
+    """Limits of one segment. CPU time is bounded by wall time on the cores asked for; the rest are the house's."""
+    return Resources(
+        memory_bytes=memory_bytes,
+        cpu_ms=checked(max(1, segment_wall * millicores // 1_000), "cpu time"),
+        millicores=millicores,
+        processes=64,
+        open_files=256,
+        output_bytes=output_bytes,
+        output_count=16,
+        log_bytes=MIB,
+        tmp_bytes=256 * MIB,
+        shm_bytes=64 * MIB,
+    )
+
+
+def compute_cost(price: int, segments: int, commission: int) -> int:
+    """What `segments` at `price` each cost, with commission in basis points (R13), in micro-credits."""
+    total = checked(price * segments, "price")
+    return checked(total + compute_share(total, commission), "cost")
+
+
+def compute_limit(cap: int, segments: int, commission: int) -> int:
+    """The highest price per segment whose cost stays within `cap` (R2).
+
+    Raises `Refused` under `R2.cap` where not even the price of one micro-credit does.
+    """
+    checked(cap, "cap")
+    limit = cap * BPS // (segments * (BPS + commission))
+    while compute_cost(limit + 1, segments, commission) <= cap:
+        limit += 1
+    if limit < 1:
+        raise Refused(f"a cap of {format_credits(cap)} credits pays for no segment; raise --cap", rule="R2.cap")
+    return limit
+
+
+def make_order(spec: JobSpec, terms: Terms, parties: Parties, *, now: int, salt: bytes) -> Order:
+    """The order for `spec`, to be signed at Instant `now`; `salt` is 16 random bytes.
+
+    The deadline leaves room for the auction, for opening, for the start window and for every segment on one lane
+    (R3 d); the expiry lies one acceptance window behind it. Panel size is 0: no disputes, silence accepts (R8, R10).
+    """
+    closes = checked(now + terms.auction, "close of the auction")
+    work = checked(terms.windows.start + terms.segments * terms.segment_wall, "time for the work")
+    deadline = checked(closes + OPENING_MS + work, "deadline")
+    return Order(
+        requester=parties.requester,
+        auctioneer=parties.auctioneer,
+        watcher=None,
+        holders=(parties.auctioneer,),
+        job=compute_job_digest(parties.chain, spec),
+        runtime=compute_runtime_digest(parties.chain, spec.runtime),
+        kind=spec.kind,
+        start=spec.inputs,
+        segments=terms.segments,
+        weights=(),
+        segment_wall=terms.segment_wall,
+        replicas=1,
+        cap=terms.cap,
+        limit=compute_limit(terms.cap, terms.segments, terms.commission),
+        commission=terms.commission,
+        rule=AwardRule.LOWEST,
+        comparator="exact",
+        panel=0,
+        deposit=0,
+        damages=terms.damages,
+        windows=terms.windows,
+        closes=closes,
+        deadline=deadline,
+        expiry=checked(deadline + terms.windows.acceptance, "expiry"),
+        salt=salt,
+    )

@@ -1,0 +1,53 @@
+"""Where a job stands and how a lease can end, in names and words for its owner."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+LEASE_ENDS = frozenset({"settled", "slashed", "unstarted", "returned", "expired", "cancelled", "void"})
+"""States of law.md's table that a lease never leaves."""
+
+
+class Phase(StrEnum):
+    """Where a job stands, for its owner. From `SETTLED` on nothing more happens by itself."""
+
+    SIGNED = "signed"
+    SENT = "sent"
+    ANNOUNCED = "announced"
+    AWARDED = "awarded"
+    RUNNING = "running"
+    DELIVERED = "delivered"
+    ACCEPTED = "accepted"
+    SETTLED = "settled"
+    REJECTED = "rejected"
+    UNMATCHED = "unmatched"
+    WITHDRAWN = "withdrawn"
+    LAPSED = "lapsed"
+    REFUSED = "refused"
+    LOST = "lost"
+    ENDED = "ended"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether waiting longer changes nothing."""
+        return list(Phase).index(self) >= list(Phase).index(Phase.SETTLED)
+
+
+class Result(StrEnum):
+    """What became of the delivery."""
+
+    NONE = "none"
+    FETCHING = "fetching"
+    GOOD = "good"
+    REFUSED = "refused"
+
+
+LEASE_WORDS = {
+    "slashed": "the provider was proved wrong; the price was refunded",
+    "unstarted": "the provider could not start and said so; 1 % of the price was burned",
+    "returned": "the provider gave up before a segment was done; the price was refunded, with damages",
+    "expired": "the provider missed its deadline; the price was refunded, with damages",
+    "cancelled": "the job was cancelled; the provider got the cancelling fee",
+    "void": "the dispute found no majority",
+}
+"""How a lease that is not settled ended, in words."""

@@ -1,0 +1,117 @@
+"""Who gets what in each outcome of an order, before anything is signed (`--dry-run`) and once a price is known.
+
+Rows of law.md's table for a job whose segments weigh the same, worked out at one price per segment. Chain fees are
+outside the cap and paid by whoever submits (R13).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from chain.base.units import checked, compute_share, format_credits
+from chain.ledger.terms.agreement import Order
+
+UNSTARTED_SHARE = 100
+"""Basis points of the lease price burned from each side when a job is returned unstarted (R4)."""
+
+CANCEL_SHARE = 1_000
+"""Basis points of the lease price that bound the cancelling fee in the start window (row 6)."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """One way an order can end, in micro-credits: what leaves the requester, and where it goes.
+
+    `paid` = `provider` + `commission` + `burned`; `damages` is what the provider pays the requester on top.
+    """
+
+    name: str
+    when: str
+    paid: int
+    provider: int
+    commission: int
+    burned: int
+    damages: int
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """What signing an order means: the most it can cost, the highest price it takes, and each outcome at that price."""
+
+    cap: int
+    limit: int
+    segments: int
+    commission_bps: int
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def most(self) -> int:
+        """The most that leaves the requester in any outcome, chain fees apart. Never above the cap."""
+        return max(outcome.paid for outcome in self.outcomes)
+
+
+def compute_quote(order: Order, price: int | None = None) -> Quote:
+    """All outcomes at `price` per segment; at the order's limit, the dearest there can be, where no price is given."""
+    price = order.limit if price is None else price
+    total = checked(price * order.segments, "price")
+    fee = compute_share(total, order.commission)
+    damages = compute_share(total, order.damages)
+    early = min(price, compute_share(total, CANCEL_SHARE))
+    burned = compute_share(total, UNSTARTED_SHARE)
+    outcomes = (
+        _paid("success", "every segment is done and you accept", total, fee),
+        _paid("failure", "the job raises, or exceeds its memory, time or output", total, fee),
+        _paid("silence", f"you do not answer for {_span(order.windows.acceptance)} after delivery", total, fee),
+        _free("no bid", "nobody bids within the limit", 0),
+        _paid("cancelled early", "you cancel before the provider's start window is over", early, 0),
+        _paid("cancelled late", "you cancel later; the provider keeps the price of one segment", price, 0),
+        Outcome("unstarted", "the provider cannot start and says so in time", burned, 0, 0, burned, 0),
+        _free("returned", "the provider gives up before a segment is done", damages),
+        _free("expired", "the provider misses the deadline; the rest of its bond is burned", damages),
+    )
+    return Quote(order.cap, order.limit, order.segments, order.commission, outcomes)
+
+
+def _paid(name: str, when: str, provider: int, commission: int) -> Outcome:
+    return Outcome(name, when, checked(provider + commission), provider, commission, 0, 0)
+
+
+def _free(name: str, when: str, damages: int) -> Outcome:
+    return Outcome(name, when, 0, 0, 0, 0, damages)
+
+
+def _span(milliseconds: int) -> str:
+    seconds = milliseconds / 1000
+    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
+
+
+def show_quote(quote: Quote) -> str:
+    """The quote as lines of text for people, amounts in credits."""
+    head = [
+        f"You pay at most {format_credits(quote.cap)} credits, {quote.commission_bps / 100:g} % commission included.",
+        f"Bids up to {format_credits(quote.limit)} credits per segment are taken, for {quote.segments} segment(s).",
+        "The lowest bid wins. At the highest price it takes, this is who gets what:",
+        "",
+    ]
+    rows: list[tuple[str, ...]] = [("outcome", "you pay", "provider", "commission", "burned", "you receive", "when")]
+    rows += [
+        (
+            outcome.name,
+            *(
+                format_credits(amount)
+                for amount in (outcome.paid, outcome.provider, outcome.commission, outcome.burned, outcome.damages)
+            ),
+            outcome.when,
+        )
+        for outcome in quote.outcomes
+    ]
+    tail = [
+        "",
+        "There is no panel: a delivered result cannot be disputed, and silence accepts it.",
+        "Chain fees are outside the cap; your own transactions pay them.",
+    ]
+    return "\n".join([*head, *show_columns(rows), *tail])
+
+
+def show_columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of text with aligned columns; no trailing blanks."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
