@@ -18,7 +18,7 @@ from chain.base.units import Count, Height
 
 __all__ = ["MAX_SEATS", "NO_BLOCK", "Certificate", "SeatSignature", "SignedVote", "Step", "Vote"]
 
-MAX_SEATS = 128
+MAX_SEATS = 256
 """Most seats of an epoch: a certificate holds one signature of each, 64 bytes."""
 
 NO_BLOCK = bytes(32)

@@ -1,0 +1,1 @@
+"""Reading a chain without believing any node: a pure verifier and a client that returns only what it verified."""
