@@ -1,0 +1,240 @@
+"""What an auction is told and what it wants done: two closed unions of small structs.
+
+Events are stored before they are handled (`chain.runtime.driver`); effects say what the shell must do, each may be
+asked for again after a restart and must then change nothing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from broker.auction.admission import Means
+from broker.auction.matching import Survey
+from broker.protocol.api import Cancellation, Delivery, JobEvent
+from broker.protocol.jobs import JobSpec
+from broker.protocol.messages import Acknowledgement, Announcement, Book, Decline, Withdrawal
+from chain.base.codec import Record
+from chain.base.hashing import Digest
+from chain.base.keys import Key, Signed
+from chain.base.units import Height, Instant
+from chain.ledger.terms.agreement import Award, Bid, Order
+from chain.ledger.terms.work import Acceptance
+from chain.ledger.transactions import Open
+
+Text = Annotated[str, msgspec.Meta(max_length=500)]
+
+
+class Blame(StrEnum):
+    """Whose reason it is that a lease was not opened."""
+
+    WINNER = "winner"
+    REQUESTER = "requester"
+    BROKER = "broker"
+
+
+# Events
+
+
+class OrderPosted(Record, frozen=True, tag="order-posted"):
+    """An admitted order, who is known to fit it, and what its requester can pay."""
+
+    order: Signed[Order]
+    spec: JobSpec
+    survey: Survey
+    means: Means
+
+
+class BidArrived(Record, frozen=True, tag="bid-arrived"):
+    """A bid whose signature holds. `registered`: the chain knows its key as a provider."""
+
+    bid: Signed[Bid]
+    registered: bool
+
+
+class DeclineArrived(Record, frozen=True, tag="decline-arrived"):
+    """A decline whose signature holds."""
+
+    decline: Signed[Decline]
+
+
+class ProviderLeft(Record, frozen=True, tag="provider-left"):
+    """A provider's presence ended: nobody needs to wait for its answer."""
+
+    provider: Key
+
+
+class OpenFinal(Record, frozen=True, tag="open-final"):
+    """The lease stands in a final block."""
+
+    lease: Digest
+    height: Height
+
+
+class OpenRefused(Record, frozen=True, tag="open-refused"):
+    """The chain refused to open the lease under a rule."""
+
+    lease: Digest
+    blame: Blame
+    rule: Text
+    text: Text
+
+
+class OpenDelayed(Record, frozen=True, tag="open-delayed"):
+    """The chain did not answer, or not in time; the transaction may be final or not."""
+
+    lease: Digest
+    text: Text
+
+
+class LeaseChanged(Record, frozen=True, tag="lease-changed"):
+    """The chain's word on a lease: its state by the name of law.md's table."""
+
+    lease: Digest
+    state: Text
+    height: Height
+
+
+class DeliveryArrived(Record, frozen=True, tag="delivery-arrived"):
+    """A checked delivery, all of whose blobs (`size` bytes) lie safely on our disk."""
+
+    lease: Digest
+    delivery: Delivery
+    size: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class AcceptanceArrived(Record, frozen=True, tag="acceptance-arrived"):
+    """A checked acceptance."""
+
+    acceptance: Signed[Acceptance]
+
+
+class Cancelled(Record, frozen=True, tag="cancelled"):
+    """A checked cancellation."""
+
+    cancellation: Signed[Cancellation]
+
+
+class Restarted(Record, frozen=True, tag="restarted"):
+    """The process began anew and the journal was replayed."""
+
+
+AuctionEvent = (
+    OrderPosted
+    | BidArrived
+    | DeclineArrived
+    | ProviderLeft
+    | OpenFinal
+    | OpenRefused
+    | OpenDelayed
+    | LeaseChanged
+    | DeliveryArrived
+    | AcceptanceArrived
+    | Cancelled
+    | Restarted
+)
+"""All an auction is told."""
+
+
+# Effects
+
+
+class Announce(Record, frozen=True, tag="announce"):
+    """Publish the announcement to all providers."""
+
+    announcement: Signed[Announcement]
+
+
+class Acknowledge(Record, frozen=True, tag="acknowledge"):
+    """Send an acknowledgement to the bidder."""
+
+    provider: Key
+    acknowledgement: Signed[Acknowledgement]
+
+
+class PublishBook(Record, frozen=True, tag="publish-book"):
+    """Publish the closed book to all providers."""
+
+    book: Signed[Book]
+
+
+class PublishAward(Record, frozen=True, tag="publish-award"):
+    """Send an award to its winner, who may fetch code and inputs from now on; to everybody once the lease is final
+    (`provider` is None).
+    """
+
+    provider: Key | None
+    award: Signed[Award]
+
+
+class GrantInputs(Record, frozen=True, tag="grant-inputs"):
+    """Let a provider read code and inputs until an Instant."""
+
+    provider: Key
+    until: Instant
+
+
+class SubmitOpen(Record, frozen=True, tag="submit-open"):
+    """Ask the chain whether the lease stands, else submit the opening; its outcome comes back as `OpenFinal`,
+    `OpenRefused` or `OpenDelayed`. The same `valid_until` makes the same transaction.
+    """
+
+    lease: Digest
+    body: Open
+    valid_until: Instant
+
+
+class WatchLease(Record, frozen=True, tag="watch-lease"):
+    """Report each change of the lease as `LeaseChanged`, beginning with its present state."""
+
+    lease: Digest
+
+
+class Notify(Record, frozen=True, tag="notify"):
+    """There is a new document for the requester in `Auction.news`."""
+
+    news: JobEvent
+
+
+class StoreStorageReceipt(Record, frozen=True, tag="store-storage-receipt"):
+    """Keep the blobs until this Instant, readable by the parties: we have signed for it."""
+
+    lease: Digest
+    blobs: tuple[Digest, ...]
+    until: Instant
+
+
+class PassAcceptance(Record, frozen=True, tag="pass-acceptance"):
+    """Send an acceptance on to the provider."""
+
+    provider: Key
+    acceptance: Signed[Acceptance]
+
+
+class Withdraw(Record, frozen=True, tag="withdraw"):
+    """Publish that the order is off."""
+
+    withdrawal: Signed[Withdrawal]
+
+
+class Finish(Record, frozen=True, tag="finish"):
+    """The job is over: put its documents away and forget the machine."""
+
+
+AuctionEffect = (
+    Announce
+    | Acknowledge
+    | PublishBook
+    | PublishAward
+    | GrantInputs
+    | SubmitOpen
+    | WatchLease
+    | Notify
+    | StoreStorageReceipt
+    | PassAcceptance
+    | Withdraw
+    | Finish
+)
+"""All an auction wants done."""

@@ -1,0 +1,156 @@
+"""Does a provider's offer fit an order? One clause per `Reason`, each with the nearest value the provider could do.
+
+The broker uses it to know whom to expect, a provider to decide whether to bid at all, and both to explain a refusal
+(design.md section 4). Price, policy and momentary load are the provider's own: here `busy` means that it has no slot
+at all, and `price` is never found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated
+
+import msgspec
+
+from broker.protocol.jobs import JobSpec
+from broker.protocol.messages import Offer, Reason
+from chain.base.codec import Record
+from chain.base.keys import Key
+from chain.base.units import Amount
+from chain.ledger.terms.agreement import Order
+
+MAX_MISFITS = 64
+"""Providers that don't fit and are remembered for the explanation."""
+
+Text = Annotated[str, msgspec.Meta(max_length=500)]
+
+
+class Mismatch(Record, frozen=True, tag="mismatch"):
+    """One clause that fails. `nearest` in the reason's unit: bytes, millicores, ms, micro-credits; 0 where there is
+    none (`runtime`, `level`). `asked` is what the order wants in the same unit.
+    """
+
+    reason: Reason
+    asked: Amount
+    nearest: Amount
+    text: Text
+
+
+class Misfit(Record, frozen=True, tag="misfit"):
+    """A provider whose offer does not fit, with every clause that fails."""
+
+    provider: Key
+    mismatches: tuple[Mismatch, ...]
+
+
+class Survey(Record, frozen=True, tag="survey"):
+    """Who is known to fit an order at the moment it is announced, and why the others don't."""
+
+    matching: tuple[Key, ...]
+    misfits: Annotated[tuple[Misfit, ...], msgspec.Meta(max_length=MAX_MISFITS)]
+
+
+def find_mismatches(offer: Offer, order: Order, spec: JobSpec, now: int) -> tuple[Mismatch, ...]:
+    """Every clause of the order that the offer does not meet at Instant `now`; empty if it fits."""
+    return tuple(found for clause in _CLAUSES if (found := clause(offer, order, spec, now)) is not None)
+
+
+def survey(offers: Iterable[Offer], order: Order, spec: JobSpec, now: int) -> Survey:
+    """Sort the offers that still stand at `now` into those that fit and those that don't. Parties of the order are left
+    out (R3 f).
+    """
+    matching: list[bytes] = []
+    misfits: list[Misfit] = []
+    for offer in offers:
+        if offer.valid_until < now or offer.provider in (order.requester, order.auctioneer):
+            continue
+        mismatches = find_mismatches(offer, order, spec, now)
+        if not mismatches:
+            matching.append(offer.provider)
+        elif len(misfits) < MAX_MISFITS:
+            misfits.append(Misfit(offer.provider, mismatches))
+    return Survey(tuple(sorted(matching)), tuple(misfits))
+
+
+def compute_duration(order: Order, lanes: int) -> int:
+    """Milliseconds that an order may take with so many lanes, the start window included (R3 d)."""
+    rounds = -(-order.segments // max(lanes, 1))
+    return order.windows.start + rounds * order.segment_wall
+
+
+def show_bytes(size: int) -> str:
+    """Bytes for people: `512 MB`, `1.5 GB`."""
+    if size >= 10**9:
+        return f"{size // 10**9}.{size % 10**9 // 10**8} GB"
+    return f"{size // 10**6} MB" if size >= 10**6 else f"{size} bytes"
+
+
+def _runtime(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    wanted = spec.runtime
+    pythons = sorted({one.python for one in offer.runtimes})
+    same = [one for one in offer.runtimes if one.python == wanted.python]
+    if any(set(wanted.packages) <= set(one.packages) for one in same):
+        return None
+    if not same:
+        text = f"needs Python {wanted.python}; here is {', '.join(pythons) or 'none'}"
+    else:
+        missing = min((sorted(set(wanted.packages) - set(one.packages)) for one in same), key=len)
+        text = f"needs the packages {', '.join(missing)}"
+    return Mismatch(Reason.RUNTIME, 0, 0, text[:500])
+
+
+def _memory(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    asked = spec.resources.memory_bytes
+    if asked <= offer.memory_bytes:
+        return None
+    text = f"asks for {show_bytes(asked)} of memory; at most {show_bytes(offer.memory_bytes)} here"
+    return Mismatch(Reason.MEMORY, asked, offer.memory_bytes, text)
+
+
+def _cores(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    asked = spec.resources.millicores
+    if asked <= offer.millicores:
+        return None
+    text = f"asks for {asked} millicores; at most {offer.millicores} here"
+    return Mismatch(Reason.CORES, asked, offer.millicores, text)
+
+
+def _level(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    if spec.level.rank <= offer.level.rank:
+        return None
+    text = f"asks for isolation {spec.level}; {offer.level} here"
+    return Mismatch(Reason.LEVEL, spec.level.rank, offer.level.rank, text)
+
+
+def _wall(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    if order.segment_wall <= offer.segment_wall:
+        return None
+    text = f"a segment may take {order.segment_wall} ms; at most {offer.segment_wall} ms here"
+    return Mismatch(Reason.WALL, order.segment_wall, offer.segment_wall, text)
+
+
+def _busy(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    return Mismatch(Reason.BUSY, 1, 0, "takes no jobs at present") if offer.slots == 0 else None
+
+
+def _deadline(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    needed, left = compute_duration(order, offer.slots), max(0, order.deadline - now)
+    if needed <= left:
+        return None
+    text = f"may take {needed} ms with {offer.slots} lanes; the deadline is {left} ms away"
+    return Mismatch(Reason.DEADLINE, left, needed, text)
+
+
+def _bond(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+    if offer.bond_free > 0 or (order.damages == 0 and order.panel == 0):
+        return None
+    return Mismatch(Reason.BOND, 1, 0, "has no bond that is free")
+
+
+_Clause = Callable[[Offer, Order, JobSpec, int], Mismatch | None]
+_CLAUSES: tuple[_Clause, ...] = (_runtime, _memory, _cores, _level, _wall, _busy, _deadline, _bond)
+
+
+def iterate_reasons() -> Iterator[str]:
+    """Names of the clauses, in the order in which they are looked at."""
+    return (clause.__name__.removeprefix("_") for clause in _CLAUSES)
