@@ -1,0 +1,88 @@
+"""Which orders a provider takes at all: whether an announcement is what it says, and the house's own rules.
+
+Two kinds of no: a forged or inconsistent announcement is an error (`Refused`, nothing is answered); an order the
+house does not want is a `Refusal` that becomes a signed decline. Not here: fit (`broker.auction.matching`), price,
+room.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
+from broker.protocol.messages import Announcement, Reason
+from chain.base.errors import Refused
+from chain.base.hashing import Tag
+from chain.base.keys import check_key, verify
+from chain.base.units import BPS
+from chain.ledger.terms.agreement import Kind, Order, compute_order_id
+
+MAX_AUCTION_MS = 60_000
+"""Longest auction waited for: a bid keeps capacity until it is answered."""
+
+
+class Refusal(NamedTuple):
+    """Why not, with the nearest offer that could be made, in the reason's own unit, and the same in words."""
+
+    reason: Reason
+    nearest: int
+    text: str
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The house's rules. Keys are accounts; empty `allowed` means everybody who is not denied. `segments` is the most
+    in one order.
+    """
+
+    kinds: frozenset[Kind] = frozenset({Kind.RUN})
+    allowed: frozenset[bytes] = frozenset()
+    denied: frozenset[bytes] = frozenset()
+    segments: int = 4_096
+    output_bytes: int = 1 << 30
+
+
+def check_announcement(announcement: Announcement, chain_id: bytes, now: int) -> bytes:
+    """The order's id, if signatures, digests and times hold together; else raises `Refused` under `announcement.…` or
+    `signature.order`.
+    """
+    order, spec = announcement.order.body, announcement.spec
+    if order.auctioneer != announcement.broker:
+        raise Refused("the order names another auctioneer than who announces it", rule="announcement.auctioneer")
+    if order.job != compute_job_digest(chain_id, spec) or order.kind is not spec.kind:
+        raise Refused("the job spec is not the one the order names", rule="announcement.spec")
+    if order.runtime != compute_runtime_digest(chain_id, spec.runtime):
+        raise Refused("the runtime is not the one the order names", rule="announcement.runtime")
+    if order.kind is not Kind.MAP and order.start != spec.inputs:
+        raise Refused("the job's inputs are not the first input the order names", rule="announcement.start")
+    if not now < announcement.closes <= order.closes:
+        raise Refused("its auction is over, or closes later than the order allows", rule="announcement.closes")
+    verify(announcement.order, Tag.ORDER, chain_id, check_key(order.requester))
+    return compute_order_id(chain_id, order)
+
+
+def find_refusal(policy: Policy, provider: bytes, announcement: Announcement, now: int) -> Refusal | None:
+    """The first of the house's rules that the order breaks, or None."""
+    order, spec = announcement.order.body, announcement.spec
+    own = provider in (order.requester, order.auctioneer)
+    rows = (
+        (own, "a provider serves neither its own orders nor its own auctions (R3 f)"),
+        (order.kind not in policy.kinds, f"this provider runs no {order.kind.value} jobs"),
+        (order.kind is Kind.RUN and order.segments != 1, "a run has one segment"),
+        (order.panel > 0, "this provider takes no orders with disputes yet (panel size above 0)"),
+        (order.requester in policy.denied, "this requester is not served here"),
+        (bool(policy.allowed) and order.requester not in policy.allowed, "only named requesters are served here"),
+        (order.segments > policy.segments, f"at most {policy.segments} segments in one order"),
+        (spec.resources.output_bytes > policy.output_bytes, f"at most {policy.output_bytes} bytes of output"),
+        (order.closes - now > MAX_AUCTION_MS, f"auctions of at most {MAX_AUCTION_MS} ms"),
+    )  # fmt: skip
+    return next((Refusal(Reason.POLICY, 0, text) for breaks, text in rows if breaks), None)
+
+
+def compute_bond(order: Order) -> int:
+    """Least bond in basis points of the award price: full damages (R4) and panel deposit (R3 e, R10), rounded up."""
+    weights = order.weights or (1,)
+    total = sum(order.weights) if order.weights else order.segments
+    deposit = -(-15 * order.panel * max(weights) * BPS // (10 * total))
+    return order.damages + deposit
