@@ -1,0 +1,53 @@
+"""Process 1 of the sandbox: takes the task, sets the limits, starts the runner, reaps, says how the runner ended.
+
+It never runs a line of the job, and as process 1 of its namespace no job can signal it. When it leaves, the kernel kills all that is left.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+from provider.sandbox.inside import runner, wire
+
+
+def main() -> None:
+    """Entry point: `argv[1]` is the descriptor of the task, `argv[2]` of the frames."""
+    source, sink = int(sys.argv[1]), int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would make process 1 killable by SIGINT
+    try:
+        task = wire.read_task(source)
+    except EOFError:
+        os._exit(0)  # the host went away before it gave the task
+    os.close(source)
+    _limit(task["rlimits"])
+    alone = os.getpid() == 1
+    pid = os.fork()
+    if pid == 0:
+        runner.run(task, sink, alone=alone)
+    wire.send(sink, wire.CLOSED, wire.CLOSING.pack(*wire_status(_wait_for(pid))))
+    os._exit(0)
+
+
+def _limit(rlimits: Any) -> None:
+    """Limits are set in here, where the user namespace counts this sandbox alone (threats.md 1.3, trap 2)."""
+    for name, soft, hard in rlimits:
+        resource.setrlimit(getattr(resource, name), (soft, hard))
+
+
+def _wait_for(pid: int) -> int:
+    """Reaps whoever dies, until it is the runner."""
+    while True:
+        found, status = os.waitpid(-1, 0)
+        if found == pid:
+            return status
+
+
+def wire_status(status: int) -> tuple[int, int]:
+    """(outcome, number) of a wait status."""
+    if os.WIFSIGNALED(status):
+        return wire.SIGNALED, os.WTERMSIG(status)
+    return (wire.EXITED, os.WEXITSTATUS(status)) if os.WEXITSTATUS(status) else (wire.OK, 0)

@@ -1,0 +1,245 @@
+"""The sandbox as data: every flag, limit, descriptor and step of teardown, before anything is carried out (threats.md 1.2, 1.3, 1.5).
+
+Pure. Each measure carries the name of the guard it belongs to, so that a plan can be printed, tested and, by tests alone, be made weaker by one
+guard (`Plan.without`). Nothing in the production path does that: `executor.Sandbox` always carries out what `build_plan` returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from provider.sandbox.abilities import HostAbilities
+from provider.sandbox.runtimes import RuntimeImage
+from provider.sandbox.spec import Limits, Task
+
+__all__ = ["CgroupLimits", "Flag", "HostCaps", "Plan", "Rlimit", "build_plan"]
+
+HARNESS_PROCESSES: Final = 3
+"""Process 1, the runner, and the segment itself are not the job's children."""
+INSIDE_ID: Final = 1000
+"""User and group the job sees itself as; what it is outside is `Plan.uid`."""
+_ENTRY: Final = "from provider.sandbox.inside.init import main; main()"
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom")
+_PAGE: Final = 4096
+_SIGNALS: Final = 256
+"""Queued signals and timers of a job: they are kernel memory."""
+
+
+class Flag(msgspec.Struct, frozen=True):
+    """One option of bubblewrap. An argument `@name` stands for the descriptor of that name."""
+
+    guard: str
+    args: tuple[str, ...]
+
+
+class Rlimit(msgspec.Struct, frozen=True):
+    """One rlimit, set by process 1 inside the user namespace."""
+
+    guard: str
+    name: str
+    soft: int
+    hard: int
+
+
+class CgroupLimits(msgspec.Struct, frozen=True):
+    """What the job's cgroup enforces; None: not limited."""
+
+    memory_bytes: int | None
+    processes: int | None
+    millicores: int | None
+
+
+class HostCaps(msgspec.Struct, frozen=True):
+    """What the host itself watches and ends a job for; None: not watched. `polled_bytes` only where no cgroup limits memory."""
+
+    wall_ms: int | None
+    cpu_ms: int | None
+    log_bytes: int | None
+    output_bytes: int | None
+    output_count: int | None
+    polled_bytes: int | None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Everything there is to know about one sandbox."""
+
+    arch: str
+    bwrap: str
+    uid: int | None
+    """Kernel user and group to become before bubblewrap runs; None: stay who we are (trap 1)."""
+    flags: tuple[Flag, ...]
+    command: tuple[str, ...]
+    memfd: bool
+    unfiltered: tuple[str, ...]
+    """Guards left out of the system call filter: none but in tests."""
+    rlimits: tuple[Rlimit, ...]
+    cgroup: CgroupLimits | None
+    caps: HostCaps
+    level: str
+    launcher_environment: tuple[tuple[str, str], ...] = ()
+    """Bubblewrap's own environment: empty, since `/proc/1/environ` would show it."""
+    descriptors: tuple[tuple[str, str], ...] = (
+        ("args", "read by bubblewrap: its options, so that no host path stands in a command line"),
+        ("seccomp", "read by bubblewrap: the filter"),
+        ("info", "written by bubblewrap: process 1 as the host sees it; read to its end and kept open"),
+        ("block", "read by bubblewrap: starts the command once cgroup and pidfd are in place"),
+        ("task", "read by process 1: code and inputs"),
+        ("frames", "written by the runner: segments and their outputs"),
+    )
+    teardown: tuple[str, ...] = (
+        "wait for the whole of info",
+        "pidfd_send_signal(process 1, SIGKILL)",
+        "kill the cgroup",
+        "wait for bubblewrap and for process 1",
+        "remove the cgroup",
+    )
+
+    def without(self, guard: str) -> Plan:
+        """The same plan less one guard. For controls in tests: what the guard is for must then happen."""
+        caps = {name: None for name in _CAPS.get(guard, ())}
+        limits = {name: None for name in _CGROUP.get(guard, ())}
+        return msgspec.structs.replace(
+            self,
+            flags=tuple(flag for flag in self.flags if flag.guard != guard),
+            rlimits=tuple(rlimit for rlimit in self.rlimits if rlimit.guard != guard),
+            caps=msgspec.structs.replace(self.caps, **caps),
+            cgroup=self.cgroup and msgspec.structs.replace(self.cgroup, **limits),
+            unfiltered=(*self.unfiltered, guard),
+            memfd=self.memfd or guard == "memory",
+        )
+
+    def to_json(self) -> bytes:
+        """The plan as people and tests read it."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+
+_CAPS: Final[dict[str, tuple[str, ...]]] = {
+    "wall": ("wall_ms",),
+    "cpu": ("cpu_ms",),
+    "log": ("log_bytes",),
+    "output": ("output_bytes", "output_count"),
+    "memory": ("polled_bytes",),
+}
+_CGROUP: Final[dict[str, tuple[str, ...]]] = {
+    "memory": ("memory_bytes",),
+    "forks": ("processes",),
+    "cpu": ("millicores",),
+}
+
+
+def build_plan(image: RuntimeImage, host: HostAbilities, task: Task, slot: int) -> Plan:
+    """The plan for a task on a slot. `host` decides what can be used, never whether there is a sandbox."""
+    limits = task.limits
+    guarded = host.cgroup is not None
+    environment = build_environment(task)
+    return Plan(
+        arch=host.arch,
+        bwrap=host.bwrap,
+        uid=None if host.uid_base is None else host.uid_base + slot,
+        flags=(
+            *_isolate(),
+            *(Flag("environment-set", ("--setenv", name, value)) for name, value in environment),
+            *_mount(image, limits, proc=host.proc),
+        ),
+        command=(f"/py/bin/python{image.python}", *"-S -s -P -B -c".split(), _ENTRY, "@task", "@frames"),
+        memfd=guarded,
+        unfiltered=(),
+        rlimits=_limit(limits, guarded=guarded),
+        cgroup=CgroupLimits(limits.memory_bytes, limits.processes + HARNESS_PROCESSES, limits.millicores)
+        if guarded
+        else None,
+        caps=HostCaps(
+            limits.wall_ms,
+            limits.cpu_ms,
+            limits.log_bytes,
+            limits.output_bytes,
+            limits.output_count,
+            None if guarded else limits.memory_bytes,
+        ),
+        level=host.level,
+    )
+
+
+def build_environment(task: Task) -> tuple[tuple[str, str], ...]:
+    """All the environment a job has. The hash seed can only be set before Python starts, so it is one per order, not per segment."""
+    seed = hashlib.sha256(b"hash" + task.order_id + task.seed.to_bytes(8, "big")).digest()
+    threads = str(task.limits.cores)
+    return (
+        ("PATH", "/py/bin"),
+        ("HOME", "/job"),
+        ("TMPDIR", "/tmp"),  # noqa: S108  # inside the sandbox
+        ("LANG", "C.UTF-8"),
+        ("TZ", "UTC"),
+        ("LD_LIBRARY_PATH", "/lib"),
+        ("PYTHONPATH", "/sp"),
+        ("PYTHONUTF8", "1"),
+        ("PYTHONHASHSEED", str(int.from_bytes(seed[:4], "big"))),
+        *((f"{library}_NUM_THREADS", threads) for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")),
+    )
+
+
+def _isolate() -> list[Flag]:
+    return [
+        Flag("user", ("--unshare-user",)),
+        Flag("user", ("--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID))),
+        Flag("namespaces", ("--disable-userns",)),
+        Flag("ipc", ("--unshare-ipc",)),
+        Flag("processes", ("--unshare-pid", "--as-pid-1")),
+        Flag("network", ("--unshare-net",)),
+        Flag("hostname", ("--unshare-uts", "--hostname", "tallystick")),
+        Flag("cgroups", ("--unshare-cgroup-try",)),
+        Flag("parent", ("--die-with-parent",)),
+        Flag("terminal", ("--new-session",)),
+        Flag("capabilities", ("--cap-drop", "ALL")),
+        Flag("environment", ("--clearenv",)),
+        Flag("seccomp", ("--seccomp", "@seccomp")),
+        Flag("info", ("--info-fd", "@info", "--block-fd", "@block")),
+    ]
+
+
+def _mount(image: RuntimeImage, limits: Limits, *, proc: bool) -> list[Flag]:
+    """What the job sees as files. The root is bubblewrap's own tmpfs and is made read-only last: it would take half of all memory."""
+    flags = [
+        Flag("runtime", ("--ro-bind", f"{image.path}/py", "/py")),
+        Flag("runtime", ("--ro-bind", f"{image.path}/sp", "/sp")),
+        Flag("runtime", ("--ro-bind", f"{image.path}/lib", "/lib")),
+        Flag("runtime", ("--symlink", "lib", "/lib64")),
+        Flag("devices", ("--tmpfs", "/dev")),
+        *(Flag("devices", ("--dev-bind", f"/dev/{name}", f"/dev/{name}")) for name in _DEVICES),
+        Flag("devices", ("--size", str(max(_PAGE, limits.shm_bytes)), "--perms", "1777", "--tmpfs", "/dev/shm")),  # noqa: S108  # inside
+        Flag("job", ("--size", str(max(_PAGE, limits.tmp_bytes)), "--perms", "0700", "--tmpfs", "/job")),
+        Flag("job", ("--symlink", "job", "/tmp", "--chdir", "/job")),  # noqa: S108  # inside the sandbox
+    ]
+    if proc:
+        flags += [
+            Flag("proc", ("--proc", "/proc")),
+            Flag("proc", ("--symlink", "/proc/self/fd", "/dev/fd")),
+            *(
+                Flag("proc", ("--symlink", f"/proc/self/fd/{n}", f"/dev/std{name}"))
+                for n, name in enumerate(("in", "out", "err"))
+            ),
+            Flag("read-only", ("--remount-ro", "/proc")),
+        ]
+    return [*flags, Flag("read-only", ("--remount-ro", "/dev")), Flag("read-only", ("--remount-ro", "/"))]
+
+
+def _limit(limits: Limits, *, guarded: bool) -> tuple[Rlimit, ...]:
+    seconds = -(-limits.cpu_ms // 1000)
+    processes = limits.processes + HARNESS_PROCESSES
+    rows = [
+        Rlimit("forks", "RLIMIT_NPROC", processes, processes),
+        Rlimit("files", "RLIMIT_NOFILE", limits.open_files, limits.open_files),
+        Rlimit("cpu", "RLIMIT_CPU", seconds, seconds + 1),
+        Rlimit("job", "RLIMIT_FSIZE", max(limits.tmp_bytes, limits.shm_bytes), max(limits.tmp_bytes, limits.shm_bytes)),
+        Rlimit("signals", "RLIMIT_SIGPENDING", _SIGNALS, _SIGNALS),
+        Rlimit("core", "RLIMIT_CORE", 0, 0),
+        Rlimit("memory", "RLIMIT_MEMLOCK", 0, 0),
+        Rlimit("ipc", "RLIMIT_MSGQUEUE", 0, 0),
+    ]
+    # Without a cgroup each process is bounded by itself, and their sum is polled.
+    return tuple(
+        rows if guarded else [*rows, Rlimit("memory", "RLIMIT_DATA", limits.memory_bytes, limits.memory_bytes)]
+    )

@@ -1,0 +1,115 @@
+"""What is asked of a sandbox and what it answers: limits, tasks and the closed union of events.
+
+Pure data. Rules: design.md sections 2 and 6. Not here: how a limit is enforced (`plan.py`) and how a cause is found (`flight.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from broker.protocol.jobs import Entry
+from chain.ledger.terms.agreement import Kind
+from chain.ledger.terms.outcome import Cause, Usage
+
+__all__ = [
+    "MAX_ERROR_BYTES",
+    "MAX_SEGMENTS",
+    "Ended",
+    "Limits",
+    "LogChunk",
+    "SandboxEvent",
+    "SegmentDone",
+    "Started",
+    "Task",
+]
+
+MAX_ERROR_BYTES: Final = 16 * 1024
+"""Bytes of a traceback: a person reads its end."""
+MAX_SEGMENTS: Final = 1 << 20
+"""Segments of one task: a lease's range is split above this."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a job may use. Times, output and log count per segment, everything else for the whole task.
+
+    `output_count` bounds the outputs a task may send, one per segment. `wall_ms` and `cpu_ms` of the first segment include loading the code.
+    """
+
+    memory_bytes: int
+    cpu_ms: int
+    wall_ms: int
+    processes: int
+    open_files: int
+    output_bytes: int
+    output_count: int
+    log_bytes: int
+    tmp_bytes: int
+    shm_bytes: int
+    millicores: int = 1000
+
+    @property
+    def cores(self) -> int:
+        """Threads a numeric library may start: whole cores, at least one."""
+        return max(1, self.millicores // 1000)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """One stay in a sandbox: segments `first` to `first + count - 1` of one order.
+
+    `code` is a cloudpickled function or the source of a script. `inputs` is a packed value (`broker.protocol.values`): `(args, kwargs)` for a
+    `run`; all items of the order for a `map` (segment i takes item i); the state before segment `first` for a `train`.
+    """
+
+    kind: Kind
+    order_id: bytes
+    first: int
+    count: int
+    code: bytes
+    entry: Entry
+    inputs: bytes
+    limits: Limits
+    seed: int = 0
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The sandbox stands and the task was handed over. `at_ms` is an Instant."""
+
+    at_ms: int
+
+
+class LogChunk(msgspec.Struct, frozen=True):
+    """Bytes the job wrote. `stream` is `out` or `err`. Hostile: escape before showing."""
+
+    stream: str
+    data: bytes
+
+
+class SegmentDone(msgspec.Struct, frozen=True):
+    """A segment is over, well or not. `output` is a packed value as received, empty unless `cause` is ok.
+
+    `error` is the end of the traceback where the program failed (hostile text, at most `MAX_ERROR_BYTES`). `input_digest` is the SHA-256 of the
+    packed input, `started_ms` an Instant.
+    """
+
+    index: int
+    cause: Cause
+    input_digest: bytes
+    output: bytes
+    error: str
+    usage: Usage
+    started_ms: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """Nothing of the job is left. `cause` is ok when every segment is; `detail` says in words what happened; `level` is what was enforced."""
+
+    cause: Cause
+    usage: Usage
+    detail: str
+    level: str
+
+
+SandboxEvent = Started | LogChunk | SegmentDone | Ended
+"""Everything a sandbox reports: one `Started`, log chunks and segments in order, one `Ended`; only `Ended` where it could not be set up."""
