@@ -38,7 +38,7 @@ from chain.ledger.terms.work import (
     is_final,
 )
 from requester.purchase.checking import Check, is_signed_by
-from requester.purchase.order import compute_cost
+from requester.purchase.order import OPENING_MS, compute_cost
 
 EMPTY = compute_digest(b"")
 """Digest of the empty blob: what a record names where there is no error, or a receipt where there is no log."""
@@ -58,12 +58,15 @@ class AwardFacts:
 
 @dataclass(frozen=True)
 class BookFacts:
-    """The book of an auction, beside the award that was drawn from it (already checked)."""
+    """The book of an auction, beside the award that was drawn from it (already checked). `tried` are ids of bids that
+    were awarded before and did not open their lease.
+    """
 
     chain: bytes
     order: Order
     award: Award
     book: Signed[Book]
+    tried: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,12 @@ def _is_order_mine(facts: AwardFacts) -> bool:
 
 
 def _is_price_awarded(facts: AwardFacts) -> bool:
-    """R3 b. The runner-up's bid under `second` is part of check 8."""
+    """R3 b: its own price, or under `second` the runner-up's, where there is one."""
     order, award, bid = facts.order.body, facts.award.body, facts.bid.body
-    if order.rule is AwardRule.LOWEST:
-        return award.runner_up is None and award.price == bid.price
-    dearer = order.limit if award.runner_up is None else min(award.runner_up.body.price, order.limit)
-    return bid.price <= award.price == dearer
+    if award.runner_up is None:
+        return award.price == bid.price
+    dearer = min(award.runner_up.body.price, order.limit)
+    return order.rule is AwardRule.SECOND and bid.price <= award.price == dearer
 
 
 def _is_runner_up_real(facts: AwardFacts) -> bool:
@@ -189,16 +192,32 @@ AWARD_CHECKS: tuple[Check[AwardFacts], ...] = (
 
 
 def is_eligible(order: Order, bid: Bid) -> bool:
-    """Whether a bid may win by its own text (R3): a third party's, within the limit, with bond enough."""
+    """Whether a bid may win by its own text (R3 b, e, f): a third party's, within the limit, with bond enough."""
     if bid.provider in (order.requester, order.auctioneer):
         return False
     return 0 < bid.price <= order.limit and bid.bond >= order.damages
 
 
-def choose_winner(order: Order, bids: tuple[Signed[Bid], ...]) -> Bid | None:
-    """Who should win (R12 a): the lowest eligible price; among equals the bid that was acknowledged first."""
-    eligible = [signed.body for signed in bids if is_eligible(order, signed.body)]
-    return min(eligible, key=lambda bid: bid.price, default=None)
+def is_in_time(order: Order, bid: Bid, closed: int) -> bool:
+    """Whether a bid could open its lease when the auction closed: still valid, not for too long, and with time enough
+    to the deadline on its lanes (R3 c, d).
+    """
+    work = order.windows.start + -(-order.segments // bid.lanes) * order.segment_wall
+    return closed <= bid.valid_until <= order.closes + OPENING_MS and order.deadline - closed >= work
+
+
+def rank_bids(facts: BookFacts) -> list[Signed[Bid]]:
+    """The bids that could win, best first (R12 a): by price, among equals by acknowledgement. `tried` are left out."""
+    order, book = facts.order, facts.book.body
+    fit = [
+        signed
+        for signed in book.bids
+        if is_eligible(order, signed.body)
+        and is_in_time(order, signed.body, book.closed)
+        and compute_cost(signed.body.price, order.segments, facts.award.commission) <= order.cap
+        and compute_bid_id(facts.chain, signed.body) not in facts.tried
+    ]
+    return sorted(fit, key=lambda signed: signed.body.price)
 
 
 def compute_last_acknowledgement(chain: bytes, order: bytes, bids: tuple[Signed[Bid], ...]) -> bytes:
@@ -230,8 +249,10 @@ def _are_declines_real(facts: BookFacts) -> bool:
 
 
 def _is_winner_right(facts: BookFacts) -> bool:
-    winner = choose_winner(facts.order, facts.book.body.bids)
-    return winner is not None and compute_bid_id(facts.chain, winner) == facts.award.bid
+    ranked = rank_bids(facts)
+    if not ranked or compute_bid_id(facts.chain, ranked[0].body) != facts.award.bid:
+        return False
+    return facts.award.runner_up is None or ranked[1:2] == [facts.award.runner_up]
 
 
 BOOK_CHECKS: tuple[Check[BookFacts], ...] = (

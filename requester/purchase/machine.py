@@ -71,6 +71,7 @@ class Purchase:
         self.delivered: Delivered | None = None
         self.unmatched: Unmatched | None = None
         self.found: dict[bytes, int] = {}
+        self.tried: frozenset[bytes] = frozenset()
         self.result = Result.NONE
         self.acceptance: Signed[Acceptance] | None = None
         self.lease: LeaseSeen | None = None
@@ -230,9 +231,7 @@ class Purchase:
                 self.unmatched = item
                 self._end(Phase.UNMATCHED, "auction.unmatched", item.text)
             case Awarded():
-                if not self.opened:
-                    self.awarded = item
-                return self._check_award()
+                return self._take_award(item)
             case Opened():
                 self.opened = True
                 return self._cancel(now) if self.cancelling == "order" else []
@@ -255,6 +254,15 @@ class Purchase:
         phase = {"withdrawn": Phase.WITHDRAWN, "unmatched": Phase.UNMATCHED}.get(item.state, Phase.REJECTED)
         self._end(phase, f"job.{phase.value}", item.text)
 
+    def _take_award(self, item: Awarded) -> list[PurchaseEffect]:
+        """A second award stands for a first one that did not open; both are signed, so both stay known."""
+        if self.opened or item == self.awarded:
+            return []
+        if self.awarded is not None:
+            self.tried |= {self.awarded.award.body.bid}
+        self.awarded = item
+        return self._check_award()
+
     def _check_award(self) -> list[PurchaseEffect]:
         """Checks 1 to 19, as far as there is something to check."""
         if self.awarded is None:
@@ -264,9 +272,9 @@ class Purchase:
         try:
             require(checks.AWARD_CHECKS, facts)
             if self.book is not None:
-                require(
-                    checks.BOOK_CHECKS, checks.BookFacts(self.chain, self.order.body, awarded.award.body, self.book)
-                )
+                award = awarded.award.body
+                book_facts = checks.BookFacts(self.chain, self.order.body, award, self.book, self.tried)
+                require(checks.BOOK_CHECKS, book_facts)
         except Refused as refused:
             return self._refuse(refused)
         return self._look_at_delivery()

@@ -58,14 +58,14 @@ def compute_quote(order: Order, price: int | None = None) -> Quote:
     burned = compute_share(total, UNSTARTED_SHARE)
     outcomes = (
         _paid("success", "every segment is done and you accept", total, fee),
-        _paid("failure", "the job raises, or exceeds its memory, time or output", total, fee),
+        _paid("failure", "the job raises or exceeds a limit", total, fee),
         _paid("silence", f"you do not answer for {_span(order.windows.acceptance)} after delivery", total, fee),
         _free("no bid", "nobody bids within the limit", 0),
-        _paid("cancelled early", "you cancel before the provider's start window is over", early, 0),
-        _paid("cancelled late", "you cancel later; the provider keeps the price of one segment", price, 0),
+        _paid("cancelled early", "you cancel within the start window", early, 0),
+        _paid("cancelled late", "you cancel later: the price of one segment", price, 0),
         Outcome("unstarted", "the provider cannot start and says so in time", burned, 0, 0, burned, 0),
         _free("returned", "the provider gives up before a segment is done", damages),
-        _free("expired", "the provider misses the deadline; the rest of its bond is burned", damages),
+        _free("expired", "the provider misses the deadline", damages),
     )
     return Quote(order.cap, order.limit, order.segments, order.commission, outcomes)
 

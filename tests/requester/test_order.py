@@ -1,0 +1,113 @@
+"""Orders keep to their cap whatever the numbers, and the table of outcomes adds up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
+from chain.base.errors import Refused
+from chain.base.units import MAX_INT
+from chain.ledger.terms.agreement import AwardRule
+from requester.purchase.order import Parties, Terms, compute_cost, compute_limit, make_order, make_resources
+from requester.purchase.quote import compute_quote, show_quote
+from tests.requester.world import BROKER, CHAIN, INPUT, NOW, REQUESTER, World, make_spec
+
+CAPS = st.integers(0, 10**15)
+SEGMENTS = st.integers(1, 2**20)
+BPS = st.integers(0, 10_000)
+
+
+@given(cap=CAPS, segments=SEGMENTS, commission=BPS)
+@example(cap=2_000_000, segments=1, commission=200)
+def test_the_limit_is_the_highest_price_within_the_cap(cap: int, segments: int, commission: int) -> None:
+    """R2."""
+    try:
+        limit = compute_limit(cap, segments, commission)
+    except Refused as refused:
+        assert refused.rule == "R2.cap"
+        assert compute_cost(1, segments, commission) > cap
+        return
+    assert compute_cost(limit, segments, commission) <= cap < compute_cost(limit + 1, segments, commission)
+
+
+@given(cap=st.integers(1_000, 10**15), segments=st.integers(1, 900), share=st.integers(1, 1_000))
+def test_no_outcome_costs_more_than_the_cap(cap: int, segments: int, share: int) -> None:
+    """R2, R13: every row of the table is paid out of the cap, and to the unit by somebody."""
+    spec = make_spec()
+    terms = Terms(cap=cap, segment_wall=1_000, segments=segments)
+    try:
+        order = make_order(spec, terms, Parties(CHAIN, REQUESTER.key, BROKER.key), now=NOW, salt=bytes(16))
+    except Refused as refused:
+        assert refused.rule == "R2.cap"
+        return
+    quote = compute_quote(order, max(1, order.limit * share // 1_000))
+    assert quote.most <= cap
+    for outcome in quote.outcomes:
+        assert outcome.paid == outcome.provider + outcome.commission + outcome.burned, outcome.name
+        assert min(outcome.paid, outcome.provider, outcome.commission, outcome.burned, outcome.damages) >= 0
+    named = {outcome.name: outcome for outcome in quote.outcomes}
+    assert named["success"].paid == named["failure"].paid == named["silence"].paid == quote.most
+    assert named["no bid"].paid == named["returned"].paid == named["expired"].paid == 0
+
+
+@pytest.mark.parametrize(("cap", "rule"), [(0, "R2.cap"), (1, ""), (MAX_INT + 1, "R18.range"), (-1, "R18.range")])
+def test_caps_at_the_edges(cap: int, rule: str) -> None:
+    if rule:
+        with pytest.raises(Refused) as refused:
+            compute_limit(cap, 1, 200)
+        assert refused.value.rule == rule
+    else:
+        assert compute_limit(cap, 1, 200) == 1
+
+
+def test_an_order_says_what_was_asked_for() -> None:
+    world = World()
+    order, spec = world.order.body, world.spec
+    assert (order.requester, order.auctioneer, order.holders) == (REQUESTER.key, BROKER.key, (BROKER.key,))
+    assert order.job == compute_job_digest(CHAIN, spec)
+    assert order.runtime == compute_runtime_digest(CHAIN, spec.runtime)
+    assert order.start == INPUT
+    assert (order.rule, order.panel, order.replicas, order.comparator) == (AwardRule.LOWEST, 0, 1, "exact")
+    assert order.closes == NOW + 2_000
+    assert order.expiry == order.deadline + 600_000
+
+
+@given(segments=st.integers(1, 1_000), wall=st.integers(1, 10**7))
+def test_the_deadline_leaves_room_for_the_last_moment_of_opening(segments: int, wall: int) -> None:
+    """R3 (d), for a lease that opens 60 s after the close on one lane."""
+    terms = Terms(cap=10**12, segment_wall=wall, segments=segments)
+    parties = Parties(CHAIN, REQUESTER.key, BROKER.key)
+    order = make_order(make_spec(), terms, parties, now=NOW, salt=bytes(16))
+    assert order.deadline - (order.closes + 60_000) >= order.windows.start + segments * wall
+
+
+def test_cpu_time_follows_wall_time_and_cores() -> None:
+    assert make_resources(1, 1_000).cpu_ms == 1_000
+    assert make_resources(1, 1_000, millicores=500).cpu_ms == 500
+    assert make_resources(1, 1, millicores=1).cpu_ms == 1
+
+
+GOLDEN = """\
+You pay at most 2 credits, 2 % commission included.
+Bids up to 1.960785 credits per segment are taken, for 1 segment(s).
+The lowest bid wins. At the highest price it takes, this is who gets what:
+
+outcome          you pay   provider  commission  burned    you receive  when
+success          2         1.960785  0.039215    0         0            every segment is done and you accept
+failure          2         1.960785  0.039215    0         0            the job raises or exceeds a limit
+silence          2         1.960785  0.039215    0         0            you do not answer for 10 min after delivery
+no bid           0         0         0           0         0            nobody bids within the limit
+cancelled early  0.196078  0.196078  0           0         0            you cancel within the start window
+cancelled late   1.960785  1.960785  0           0         0            you cancel later: the price of one segment
+unstarted        0.019607  0         0           0.019607  0            the provider cannot start and says so in time
+returned         0         0         0           0         0.196078     the provider gives up before a segment is done
+expired          0         0         0           0         0.196078     the provider misses the deadline
+
+There is no panel: a delivered result cannot be disputed, and silence accepts it.
+Chain fees are outside the cap; your own transactions pay them."""
+
+
+def test_the_quote_as_it_is_shown() -> None:
+    assert show_quote(compute_quote(World().order.body)) == GOLDEN
