@@ -6,7 +6,7 @@ final block (R7, R16 c). No network, no trust in whoever kept the documents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -107,7 +107,7 @@ def verify_job(documents: Documents, blobs: Mapping[bytes, bytes], genesis: Gene
     What follows a failure is skipped; a document that is missing fails the first check that needs it.
     """
     verdicts = judge(CHAIN_CHECKS, (genesis, documents))
-    groups = (
+    groups: tuple[Callable[[], list[Verdict]], ...] = (
         lambda: judge(checks.AWARD_CHECKS, _make_award_facts(documents)),
         lambda: judge(checks.BOOK_CHECKS, _make_book_facts(documents)),
         lambda: judge((*checks.DELIVERY_CHECKS, *checks.BLOB_CHECKS), _make_delivery_facts(documents, blobs)),

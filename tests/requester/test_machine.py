@@ -208,15 +208,12 @@ def test_an_unreachable_broker_is_tried_again_with_growing_pauses() -> None:
     shell = Shell()
     shell.tell(e.Restarted())
     pauses = []
-    for _ in range(9):
+    for _ in range(7):
         before = shell.now
         shell.tell(e.SubmitFailed("broker.unreachable", "no answer", again=True))
         assert kinds(shell.sleep()) == [e.SubmitOrder]
         pauses.append(shell.now - before)
-    assert (
-        pauses == [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]
-        or shell.machine.phase is Phase.LAPSED
-    )
+    assert pauses == [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000]
 
 
 def test_a_refused_order_is_over() -> None:
@@ -236,9 +233,9 @@ def test_an_order_nobody_opened_lapses_and_a_lease_seen_late_revives_it() -> Non
     shell.tell(e.Restarted(), e.Submitted(), Announced(NOW, 1, NOW + 2_000))
     assert shell.machine.wake_at() == shell.world.order.body.closes + OPENING_MS + LAPSE_MARGIN_MS
     shell.sleep()
-    assert shell.machine.phase is Phase.LAPSED
+    phases = [shell.machine.phase]
     shell.tell(shell.lease())
-    assert shell.machine.phase is Phase.RUNNING
+    assert [*phases, shell.machine.phase] == [Phase.LAPSED, Phase.RUNNING]
 
 
 def test_the_broker_is_gone_after_delivery_and_the_requester_settles_itself() -> None:
