@@ -152,11 +152,10 @@ class Capacity:
                 del self._bookings[booking.key]
         self._repair(now)
 
-    def wake_at(self) -> int | None:
-        """When time alone may let a waiting job start: the next bid that runs out or the next planned start."""
-        instants = [booking.runs_out + 1 for booking in self._bookings.values() if booking.runs_out is not None]
-        instants += [booking.start for booking in self._bookings.values() if not booking.running]
-        return min(instants, default=None)
+    def wake_at(self, now: int) -> int | None:
+        """When time alone may let a waiting job start: the next bid to run out, or the next planned start of a lease."""
+        instants = [one.start if one.runs_out is None else one.runs_out + 1 for one in self.bookings if not one.running]
+        return min((instant for instant in instants if instant > now), default=None)
 
     def _is_possible(self, need: Need) -> bool:
         pool = self.pool
@@ -190,7 +189,7 @@ class Capacity:
 
 
 def _interval(booking: Booking, now: int) -> tuple[int, int, Need]:
-    end = max(booking.end, now + OVERSTAY_MS) if booking.running else booking.end
+    end = now + OVERSTAY_MS if booking.running and booking.end <= now else booking.end
     return booking.start, end, booking.need
 
 
