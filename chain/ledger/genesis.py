@@ -157,7 +157,9 @@ def write_genesis(genesis: Genesis) -> str:
 
 
 def read_genesis(text: str | bytes) -> Genesis:
-    """Read the JSON file's text; raises `Refused` under `genesis.form` for what is no genesis, else as `check_genesis`."""
+    """Read the JSON file's text; raises `Refused` under `genesis.form` for what is no genesis, else as
+    `check_genesis`.
+    """
     try:
         form = msgspec.json.decode(text, type=_GenesisText)
         if set(form.params) != set(Params.__struct_fields__):
