@@ -1,8 +1,9 @@
 """Job values: what functions are given and what they return, as bytes that nobody ever executes.
 
-MessagePack with five extensions. Carried: None, bool, int of any size, float, complex, str, bytes, list, tuple, dict with scalar keys, NumPy
-arrays (typed raw bytes, little endian, C order) and NumPy scalars. A value is carried as exactly the type it has: subclasses are refused, since
-what they mean would be lost. This file imports nothing of the project, because a copy of it runs inside the sandbox.
+MessagePack with five extensions. Carried: None, bool, int of any size, float, complex, str, bytes, list, tuple, dict
+with scalar keys, NumPy arrays (typed raw bytes, little endian, C order) and NumPy scalars. A value is carried as
+exactly the type it has: subclasses are refused, since what they mean would be lost. This file imports nothing of the
+project, because a copy of it runs inside the sandbox.
 
     1 int outside -2^63..2^64-1     two's complement, big endian
     2 complex                       two float64, big endian
@@ -10,7 +11,8 @@ what they mean would be lost. This file imports nothing of the project, because 
     4 NumPy array                   dtype (4 bytes of text), number of dimensions, each as u64, raw bytes
     5 NumPy scalar                  dtype (4 bytes of text), raw bytes
 
-Not here: anything signed or hashed by form (`chain.base.codec`): one value may have several encodings here, and is hashed as the bytes sent.
+Not here: anything signed or hashed by form (`chain.base.codec`): one value may have several encodings here, and is
+hashed as the bytes sent.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ import importlib
 import math
 import struct
 import sys
-from typing import Any, Final, NoReturn
+from itertools import pairwise
 
 import msgpack
+
+TYPE_CHECKING = False  # typing costs 5 ms at each start inside the sandbox
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
 
 __all__ = ["MAX_BYTES", "MAX_CONTAINERS", "MAX_DEPTH", "BadValue", "CannotCarry", "pack", "split", "unpack"]
 
@@ -30,7 +36,9 @@ MAX_BYTES: Final = 1 << 30
 MAX_DEPTH: Final = 64
 """Levels of lists, tuples and dicts: deeper ones overflow the stack of whoever walks them."""
 MAX_CONTAINERS: Final = 1 << 20
-"""Lists, tuples and dicts in one value: one byte of input makes one of 60 to 230 bytes, so their number is limited by itself."""
+"""Lists, tuples and dicts in one value: one byte of input makes one of 60 to 230 bytes, so their number is limited by
+itself.
+"""
 _MAX_INT_BITS: Final = 1 << 16
 """Bits of one whole number: printing a larger one takes seconds."""
 _MAX_KEYS: Final = 1 << 18
@@ -39,14 +47,18 @@ _MAX_KEYS: Final = 1 << 18
 _BIG_INT, _COMPLEX, _TUPLE, _ARRAY, _SCALAR = 1, 2, 3, 4, 5
 _TUPLE_EXT: Final = msgpack.ExtType(_TUPLE, b"")
 _TUPLE_MARK: Final = object()
-_DTYPES: Final = frozenset("|b1 |i1 <i2 <i4 <i8 |u1 <u2 <u4 <u8 <f2 <f4 <f8 <c8 <c16".split())
+_DTYPES: Final = frozenset(
+    ["|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16"]
+)
 _MAX_DIMENSIONS: Final = 32
 _LEAVES: Final = frozenset({type(None), bool, float, bytes, complex})
 _KEYS: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
 class CannotCarry(TypeError):
-    """A value holds something that has no form as plain bytes. The message names its type and its place; `path` and `kind` hold them."""
+    """A value holds something that has no form as plain bytes. The message names its type and its place; `path` and
+    `kind` hold them.
+    """
 
     def __init__(self, path: str, kind: str, advice: str) -> None:
         super().__init__(f"{path}: a {kind} can't be carried; {advice}")
@@ -59,7 +71,7 @@ class BadValue(ValueError):
 
 
 def pack(value: object, *, name: str = "result") -> bytes:
-    """The bytes of a job value. Raises `CannotCarry`, which names the place inside `name`, e.g. `result['model'][2]`."""
+    """The bytes of a job value. Raises `CannotCarry`, which names the place in `name`, e.g. `result['model'][2]`."""
     _check(value, name)
     try:
         data: bytes = msgpack.packb(value, default=_encode, strict_types=True, use_bin_type=True)
@@ -71,7 +83,9 @@ def pack(value: object, *, name: str = "result") -> bytes:
 
 
 def unpack(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Any:
-    """The value of packed bytes, whoever made them. Raises `BadValue`; never executes anything; arrays are new and writable."""
+    """The value of packed bytes, whoever made them. Raises `BadValue`; never executes anything; arrays are new and
+    writable.
+    """
     if len(data) > max_bytes:
         raise BadValue(f"{len(data)} bytes where at most {max_bytes} are taken")
     reader = _Reader()
@@ -111,7 +125,7 @@ def split(data: bytes, *, max_bytes: int = MAX_BYTES) -> list[bytes]:
         raise BadValue(f"not a packed list: {error or type(error).__name__}") from error
     if edges[-1] != len(data):
         raise BadValue("bytes behind the end of a list")
-    items = [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    items = [data[start:end] for start, end in pairwise(edges)]
     return items[1:] if items and items[0] == msgpack.packb(_TUPLE_EXT) else items
 
 
@@ -259,7 +273,9 @@ class _Reader:
 
 
 def _check_depth(value: object, max_depth: int) -> None:
-    """Every level of containers once, without recursion; a tuple mark that is no first element of a list is refused here."""
+    """Every level of containers once, without recursion; a tuple mark that is no first element of a list is refused
+    here.
+    """
     level = [value]
     for _ in range(max_depth + 1):
         if any(item is _TUPLE_MARK for item in level):
@@ -292,7 +308,9 @@ def _decode(code: int, data: bytes) -> object:
 
 
 def _read_dtype(data: bytes) -> Any:
-    """The dtype named by the first four bytes. NumPy is imported here and not above: most values hold no array, and it costs 100 ms."""
+    """The dtype named by the first four bytes. NumPy is imported here and not above: most values hold no array, and it
+    costs 100 ms.
+    """
     name = data[:4].rstrip(b" ").decode("ascii", "replace")
     if name not in _DTYPES:
         _refuse(f"dtype {name!r}")

@@ -1,4 +1,6 @@
-"""What a host can enforce, as plain data. Found by `probe.py`, used by `plan.py`; the daemon bids only where `level` is not None."""
+"""What a host can enforce, as plain data. Found by `probe.py`, used by `plan.py`; the daemon bids only where `level` is
+not None.
+"""
 
 from __future__ import annotations
 

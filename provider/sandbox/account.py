@@ -1,7 +1,8 @@
-"""Keeps the account of one job: which segment is running, what it has used since the last one, which input it was given.
+"""Keeps the account of one job: which segment is running, what it has used since the last one, which input it was
+given.
 
-Pure: clock readings and meter readings come in as arguments. A segment's account runs from the end of the one before, so that nothing a job does
-between two segments is free.
+Pure: clock readings and meter readings come in as arguments. A segment's account runs from the end of the one before,
+so that nothing a job does between two segments is free.
 """
 
 from __future__ import annotations

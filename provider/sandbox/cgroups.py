@@ -1,7 +1,9 @@
-"""Control groups for jobs: version 2 where a part of the tree is delegated, version 1 below our own group per controller, or none.
+"""Control groups for jobs: version 2 where a part of the tree is delegated, version 1 below our own group per
+controller, or none.
 
-Rules: threats.md 1.5. A job's group lies below the daemon's own, so that outer limits still hold, and is new for each job, so that its figures
-start at nothing. Names carry the daemon's process and its start, so that `sweep` knows what a killed daemon left behind.
+Rules: threats.md 1.5. A job's group lies below the daemon's own, so that outer limits still hold, and is new for each
+job, so that its figures start at nothing. Names carry the daemon's process and its start, so that `sweep` knows what a
+killed daemon left behind.
 """
 
 from __future__ import annotations
@@ -154,7 +156,8 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Removes the folders; False where the kernel still finds someone in one."""
-        return all([_remove(folder) for folder in self._unique])
+        left = [folder for folder in self._unique if not _remove(folder)]
+        return not left
 
 
 # ---- finding a tree ----
@@ -210,7 +213,9 @@ class _Unlimited(msgspec.Struct, frozen=True):
 
 
 def _delegate(own: Path, family: Path, pid: int) -> None:
-    """Version 2 allows no processes beside controlled groups: move ourselves into a leaf, then hand the controllers down."""
+    """Version 2 allows no processes beside controlled groups: move ourselves into a leaf, then hand the controllers
+    down.
+    """
     leaf = own / f"{family.name}.daemon"
     leaf.mkdir(exist_ok=True)
     _write(leaf / "cgroup.procs", str(pid))

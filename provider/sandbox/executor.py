@@ -1,14 +1,14 @@
 """The door of the sandbox: runs a task on a slot and tells what happens.
 
-There is no way past the plan: every job runs under what `build_plan` returns for this host. Closing the iterator, or cancelling whoever reads it,
-ends the job, and returns only when nothing of it is left.
+There is no way past the plan: every job runs under what `build_plan` returns for this host. Closing the iterator, or
+cancelling whoever reads it, ends the job, and returns only when nothing of it is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from broker.protocol import values
 from broker.protocol.jobs import Entry
@@ -45,8 +45,10 @@ class Sandbox:
             raise Refused(f"slot {slot} of {self._slots}", rule="sandbox.slot")
         return build_plan(self._image, self._host, task, slot)
 
-    async def run(self, task: Task, slot: int) -> AsyncIterator[SandboxEvent]:
-        """Events of the task's stay, `Ended` last. Raises `Refused` for a task that is none and for a slot in use (`sandbox.slot`)."""
+    async def run(self, task: Task, slot: int) -> AsyncGenerator[SandboxEvent, None]:
+        """Events of the task's stay, `Ended` last. Raises `Refused` for a task that is none and for a slot in use
+        (`sandbox.slot`).
+        """
         plan = self.plan(task, slot)
         if slot not in self._free:
             raise Refused(f"slot {slot} is in use", rule="sandbox.slot")
@@ -84,7 +86,7 @@ def check_task(task: Task) -> None:
             raise Refused(f"segment {task.first + task.count - 1} of {held} items", rule="sandbox.inputs")
 
 
-async def carry_out(plan: Plan, task: Task, host: HostAbilities, name: str) -> AsyncIterator[SandboxEvent]:
+async def carry_out(plan: Plan, task: Task, host: HostAbilities, name: str) -> AsyncGenerator[SandboxEvent, None]:
     """Carries out a plan. `Sandbox.run` is the production path to it; tests give it plans with one guard less."""
     flight = Flight(plan, task, host.cgroup, name)
     flying = asyncio.create_task(flight.fly(), name=f"sandbox {name}")

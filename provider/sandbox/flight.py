@@ -1,7 +1,7 @@
 """One job in its sandbox, from launch to the last trace gone.
 
-Events go into a queue as they happen. What ends a job is decided by the first limit it passes, or else by how it ended (`verdict.py`). Not here:
-the plan (`plan.py`), the reading of frames (`frames.py`), the sums (`account.py`).
+Events go into a queue as they happen. What ends a job is decided by the first limit it passes, or else by how it ended
+(`verdict.py`). Not here: the plan (`plan.py`), the reading of frames (`frames.py`), the sums (`account.py`).
 """
 
 from __future__ import annotations
@@ -89,20 +89,21 @@ class Flight:
         self._loop.add_reader(launched.pidfd, self._gone.set)
         pid = await self._read_info(launched)
         if self._group is not None:
-            self._group.add(pid)
+            # Takes the kernel milliseconds in which Python starts; the job's code comes later, with the task.
+            await asyncio.to_thread(self._group.add, pid)
         self._meter = CgroupMeter(self._group) if self._group is not None else TreeMeter(pid)
-        self._watch(launched)
         instant = time.time_ns() // 1_000_000
         self._account.begin(self._loop.time() * 1000, instant)
         self.events.put_nowait(Started(instant))
         if self._verdict is None:
-            os.write(launched.ends["block"], b"\n")
+            self._watch(launched)
         else:
             self._kill()
-        launched.close("block")
 
     async def _read_info(self, launched: Launched) -> int:
-        """Waits for the whole of bubblewrap's word on process 1 and takes hold of it: killing before that leaves processes behind (trap 5)."""
+        """Waits for the whole of bubblewrap's word on process 1 and takes hold of it: killing before that leaves
+        processes behind (trap 5).
+        """
         deadline = self._loop.time() + _SETUP_S
         while b"}" not in self._info:
             data, closed = read_available(launched.ends["info"], _MAX_INFO)

@@ -1,11 +1,14 @@
 """The host's reading of what comes out of a sandbox: bounded, strict, and without belief.
 
-Pure. The job may have taken over the harness (threats.md 1.3, trap 6), so order, sizes and counts are checked here: segments one after the
-other from the first, at most so many, each begun once and ended once, output and error text within their caps. Not here: what an outcome
-means for the receipt (`flight.py`).
+Pure. The job may have taken over the harness (threats.md 1.3, trap 6), so order, sizes and counts are checked here:
+segments one after the other from the first, at most so many, each begun once and ended once, output and error text
+within their caps. Not here: what an outcome means for the receipt (`flight.py`).
 """
 
 from __future__ import annotations
+
+import struct
+from collections.abc import Callable
 
 import msgspec
 
@@ -50,7 +53,7 @@ Parsed = Begun | Finished | Closed
 
 
 class FrameParser:
-    """Takes bytes as they come and gives what they say. Holds at most one segment's output, error text and one frame."""
+    """Takes bytes as they come, gives what they say. Holds at most one segment's output, error text and one frame."""
 
     def __init__(self, first: int, count: int, *, output_bytes: int | None, error_bytes: int) -> None:
         self._next = first
@@ -60,6 +63,13 @@ class FrameParser:
         self._buffer = bytearray()
         self._open = False
         self._closed = False
+        self._handlers: dict[int, Callable[[int, bytes], Parsed | None]] = {
+            wire.BEGIN: self._begin,
+            wire.OUTPUT: self._hold,
+            wire.ERROR: self._hold,
+            wire.DONE: self._done,
+            wire.CLOSED: self._close,
+        }
 
     @property
     def open_index(self) -> int | None:
@@ -78,7 +88,7 @@ class FrameParser:
         position = 0
         while len(self._buffer) - position >= wire.FRAME.size:
             kind, size = wire.FRAME.unpack_from(self._buffer, position)
-            if size > wire.MAX_PAYLOAD or kind not in _HANDLERS:
+            if size > wire.MAX_PAYLOAD or kind not in self._handlers:
                 raise StreamBroken(f"frame of kind {kind} with {size} bytes", rule="sandbox.frame")
             end = position + wire.FRAME.size + size
             if len(self._buffer) < end:
@@ -94,8 +104,8 @@ class FrameParser:
         if self._closed:
             raise StreamBroken("a frame after the last one", rule="sandbox.order")
         try:
-            return _HANDLERS[kind](self, kind, payload)
-        except wire.struct.error as error:
+            return self._handlers[kind](kind, payload)
+        except struct.error as error:
             raise StreamBroken(f"frame of kind {kind}: {error}", rule="sandbox.frame") from error
 
     def _begin(self, kind: int, payload: bytes) -> Begun:
@@ -130,12 +140,3 @@ class FrameParser:
             raise StreamBroken(f"closed with outcome {outcome}", rule="sandbox.frame")
         self._closed = True
         return Closed(outcome, number)
-
-
-_HANDLERS = {
-    wire.BEGIN: FrameParser._begin,
-    wire.OUTPUT: FrameParser._hold,
-    wire.ERROR: FrameParser._hold,
-    wire.DONE: FrameParser._done,
-    wire.CLOSED: FrameParser._close,
-}

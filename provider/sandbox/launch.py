@@ -1,6 +1,8 @@
-"""Starts bubblewrap as a plan says and hands back the descriptors to talk through. Dull: every decision stands in the plan.
+"""Starts bubblewrap as a plan says and hands back the descriptors to talk through. Dull: every decision stands in the
+plan.
 
-Start only from a thread that lives as long as the job: `--die-with-parent` watches the thread that forked (threats.md 1.2).
+Start only from a thread that lives as long as the job: `--die-with-parent` watches the thread that forked (threats.md
+1.2).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from provider.sandbox.seccomp import assemble, build_filter
 __all__ = ["Launched", "launch"]
 
 _PIPE_BYTES: Final = 1 << 20
-"""A larger pipe saves wakes; the kernel refuses more than this to ordinary users, and what it refuses is left as it is."""
+"""A larger pipe saves wakes; the kernel refuses more than this to ordinary users, and what it refuses is left as it is.
+"""
 
 
 class Launched:
@@ -46,11 +49,11 @@ def _get_filter(arch: str, memfd: bool, unfiltered: tuple[str, ...]) -> bytes:
 
 
 def launch(plan: Plan) -> Launched:
-    """Starts the plan's bubblewrap; process 1 waits for a byte in `block`. Raises OSError where it can't be started."""
+    """Starts the plan's bubblewrap; process 1 waits for its task. Raises OSError where it can't be started."""
     theirs: dict[str, int] = {}
     ours: dict[str, int] = {}
     try:
-        for name in ("args", "seccomp", "block", "task"):
+        for name in ("args", "seccomp", "task"):
             theirs[name], ours[name] = os.pipe()
         for name in ("info", "frames", "out", "err"):
             ours[name], theirs[name] = os.pipe()
@@ -84,7 +87,7 @@ def _spawn(plan: Plan, theirs: dict[str, int], ours: dict[str, int]) -> subproce
         stdin=subprocess.DEVNULL,
         stdout=theirs["out"],
         stderr=theirs["err"],
-        pass_fds=tuple(theirs[name] for name in ("args", "seccomp", "block", "task", "info", "frames")),
+        pass_fds=tuple(theirs[name] for name in ("args", "seccomp", "task", "info", "frames")),
         env=dict(plan.launcher_environment),
         cwd="/",
         user=plan.uid,

@@ -1,7 +1,8 @@
-"""Finds the shared libraries that binaries need, as the system's own loader resolves them, the loader itself among them.
+"""Finds the shared libraries that binaries need, as the system's own loader resolves them, the loader itself among
+them.
 
-Read from the ELF files by hand for the loader's name, from the loader for the rest. Not here: libraries that a package brings along and finds
-by its own RPATH.
+Read from the ELF files by hand for the loader's name, from the loader for the rest. Not here: libraries that a package
+brings along and finds by its own RPATH.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a job has used, from the kernel and never from the job: its cgroup where there is one, else its process tree and rusage."""
+"""What a job has used, from the kernel and never from the job: its cgroup where there is one, else its process tree and
+rusage.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class CgroupMeter:
 
 
 class TreeMeter:
-    """Figures of process 1 and all below it, polled. Memory is PSS: summed RSS counts pages shared after a fork once per process (trap 4)."""
+    """Figures of process 1 and all below it, polled. Memory is PSS: summed RSS counts pages shared after a fork once
+    per process (trap 4).
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -57,7 +61,9 @@ class TreeMeter:
         return Reading(self._cpu_us, self._peak, 0)
 
     def finish(self, rusage: resource.struct_rusage) -> Reading:
-        """The larger of what was seen and what the kernel tells of reaped processes, which misses those that process 1 left behind."""
+        """The larger of what was seen and what the kernel tells of reaped processes, which misses those that process 1
+        left behind.
+        """
         told = round((rusage.ru_utime + rusage.ru_stime) * 1_000_000)
         return Reading(max(self._cpu_us, told), max(self._peak, rusage.ru_maxrss * 1024), 0)
 

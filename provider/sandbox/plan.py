@@ -1,7 +1,9 @@
-"""The sandbox as data: every flag, limit, descriptor and step of teardown, before anything is carried out (threats.md 1.2, 1.3, 1.5).
+"""The sandbox as data: every flag, limit, descriptor and step of teardown, before anything is carried out (threats.md
+1.2, 1.3, 1.5).
 
-Pure. Each measure carries the name of the guard it belongs to, so that a plan can be printed, tested and, by tests alone, be made weaker by one
-guard (`Plan.without`). Nothing in the production path does that: `executor.Sandbox` always carries out what `build_plan` returns.
+Pure. Each measure carries the name of the guard it belongs to, so that a plan can be printed, tested and, by tests
+alone, be made weaker by one guard (`Plan.without`). Nothing in the production path does that: `executor.Sandbox` always
+carries out what `build_plan` returns.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class CgroupLimits(msgspec.Struct, frozen=True):
 
 
 class HostCaps(msgspec.Struct, frozen=True):
-    """What the host itself watches and ends a job for; None: not watched. `polled_bytes` only where no cgroup limits memory."""
+    """What the host itself watches and ends a job for; None: not watched. `polled_bytes` only where no cgroup limits
+    memory.
+    """
 
     wall_ms: int | None
     cpu_ms: int | None
@@ -85,8 +89,7 @@ class Plan(msgspec.Struct, frozen=True):
         ("args", "read by bubblewrap: its options, so that no host path stands in a command line"),
         ("seccomp", "read by bubblewrap: the filter"),
         ("info", "written by bubblewrap: process 1 as the host sees it; read to its end and kept open"),
-        ("block", "read by bubblewrap: starts the command once cgroup and pidfd are in place"),
-        ("task", "read by process 1: code and inputs"),
+        ("task", "read by process 1: code and inputs, written once the cgroup and the pidfd are in place"),
         ("frames", "written by the runner: segments and their outputs"),
     )
     teardown: tuple[str, ...] = (
@@ -99,8 +102,8 @@ class Plan(msgspec.Struct, frozen=True):
 
     def without(self, guard: str) -> Plan:
         """The same plan less one guard. For controls in tests: what the guard is for must then happen."""
-        caps = {name: None for name in _CAPS.get(guard, ())}
-        limits = {name: None for name in _CGROUP.get(guard, ())}
+        caps = dict.fromkeys(_CAPS.get(guard, ()))
+        limits = dict.fromkeys(_CGROUP.get(guard, ()))
         return msgspec.structs.replace(
             self,
             flags=tuple(flag for flag in self.flags if flag.guard != guard),
@@ -144,7 +147,18 @@ def build_plan(image: RuntimeImage, host: HostAbilities, task: Task, slot: int) 
             *(Flag("environment-set", ("--setenv", name, value)) for name, value in environment),
             *_mount(image, limits, proc=host.proc),
         ),
-        command=(f"/py/bin/python{image.python}", *"-S -s -P -B -c".split(), _ENTRY, "@task", "@frames"),
+        command=(
+            f"/py/bin/python{image.python}",
+            "-S",
+            "-s",
+            "-P",
+            "-B",
+            "-c",
+            _ENTRY,
+            "@task",
+            "@frames",
+            task.entry.value,
+        ),
         memfd=guarded,
         unfiltered=(),
         rlimits=_limit(limits, guarded=guarded),
@@ -159,18 +173,20 @@ def build_plan(image: RuntimeImage, host: HostAbilities, task: Task, slot: int) 
             limits.output_count,
             None if guarded else limits.memory_bytes,
         ),
-        level=host.level,
+        level=host.level or "none",
     )
 
 
 def build_environment(task: Task) -> tuple[tuple[str, str], ...]:
-    """All the environment a job has. The hash seed can only be set before Python starts, so it is one per order, not per segment."""
+    """All the environment a job has. The hash seed can only be set before Python starts, so it is one per order, not
+    per segment.
+    """
     seed = hashlib.sha256(b"hash" + task.order_id + task.seed.to_bytes(8, "big")).digest()
     threads = str(task.limits.cores)
     return (
         ("PATH", "/py/bin"),
         ("HOME", "/job"),
-        ("TMPDIR", "/tmp"),  # noqa: S108  # inside the sandbox
+        ("TMPDIR", "/tmp"),
         ("LANG", "C.UTF-8"),
         ("TZ", "UTC"),
         ("LD_LIBRARY_PATH", "/lib"),
@@ -196,12 +212,14 @@ def _isolate() -> list[Flag]:
         Flag("capabilities", ("--cap-drop", "ALL")),
         Flag("environment", ("--clearenv",)),
         Flag("seccomp", ("--seccomp", "@seccomp")),
-        Flag("info", ("--info-fd", "@info", "--block-fd", "@block")),
+        Flag("info", ("--info-fd", "@info")),
     ]
 
 
 def _mount(image: RuntimeImage, limits: Limits, *, proc: bool) -> list[Flag]:
-    """What the job sees as files. The root is bubblewrap's own tmpfs and is made read-only last: it would take half of all memory."""
+    """What the job sees as files. The root is bubblewrap's own tmpfs and is made read-only last: it would take half of
+    all memory.
+    """
     flags = [
         Flag("runtime", ("--ro-bind", f"{image.path}/py", "/py")),
         Flag("runtime", ("--ro-bind", f"{image.path}/sp", "/sp")),
@@ -209,9 +227,9 @@ def _mount(image: RuntimeImage, limits: Limits, *, proc: bool) -> list[Flag]:
         Flag("runtime", ("--symlink", "lib", "/lib64")),
         Flag("devices", ("--tmpfs", "/dev")),
         *(Flag("devices", ("--dev-bind", f"/dev/{name}", f"/dev/{name}")) for name in _DEVICES),
-        Flag("devices", ("--size", str(max(_PAGE, limits.shm_bytes)), "--perms", "1777", "--tmpfs", "/dev/shm")),  # noqa: S108  # inside
+        Flag("devices", ("--size", str(max(_PAGE, limits.shm_bytes)), "--perms", "1777", "--tmpfs", "/dev/shm")),
         Flag("job", ("--size", str(max(_PAGE, limits.tmp_bytes)), "--perms", "0700", "--tmpfs", "/job")),
-        Flag("job", ("--symlink", "job", "/tmp", "--chdir", "/job")),  # noqa: S108  # inside the sandbox
+        Flag("job", ("--symlink", "job", "/tmp", "--chdir", "/job")),
     ]
     if proc:
         flags += [

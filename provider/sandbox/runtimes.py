@@ -1,8 +1,9 @@
 """Builds the read-only image a job sees: Python, its libraries, the packages a job may import, and the harness.
 
-An image is a folder addressed by the digest of all its files, made beside its place and renamed into it, readable by every user because jobs
-run as users of their own. Compiled caches are copied along but not counted: they follow from the sources. Not here: images from lock files
-(a later issue); where images lie is an argument, because no module below the shell reads the environment.
+An image is a folder addressed by the digest of all its files, made beside its place and renamed into it, readable by
+every user because jobs run as users of their own. Compiled caches are copied along but not counted: they follow from
+the sources. Not here: images from lock files (a later issue); where images lie is an argument, because no module below
+the shell reads the environment.
 """
 
 from __future__ import annotations
@@ -75,14 +76,18 @@ class RuntimeImage(msgspec.Struct, frozen=True):
 
 
 def get_default_folder(home: Path | None) -> Path:
-    """Where images lie: below `home` (an ordinary user's XDG data folder) or, for root (None), where every user can reach them."""
+    """Where images lie: below `home` (an ordinary user's XDG data folder) or, for root (None), where every user can
+    reach them.
+    """
     return (home / "tallystick" if home else Path("/var/lib/tallystick")) / "runtimes"
 
 
 def build_image(folder: Path, packages: tuple[str, ...] = PACKAGES) -> RuntimeImage:
-    """The image of the Python that runs this and of `packages` as they are installed here. Builds it unless it is there already.
+    """The image of the Python that runs this and of `packages` as they are installed here. Builds it unless it is there
+    already.
 
-    Raises `Unavailable` where a package or a library is missing, and where a folder on the way can't be entered by other users.
+    Raises `Unavailable` where a package or a library is missing, and where a folder on the way can't be entered by
+    other users.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     _check_reachable(folder)
@@ -204,7 +209,9 @@ def _compute_digest(entries: Entries) -> bytes:
 
 
 def _build(folder: Path, place: Path, entries: Entries) -> None:
-    """Copies everything into a new folder and renames it; a killed builder leaves a hidden folder that the next one removes."""
+    """Copies everything into a new folder and renames it; a killed builder leaves a hidden folder that the next one
+    removes.
+    """
     for left in folder.glob(".new-*"):
         shutil.rmtree(left, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))

@@ -1,8 +1,9 @@
 """The system call filter: an allow-list assembled into classic BPF.
 
-Pure. Rules: threats.md 1.4. Numbers outside the table get EPERM where they have a meaning today and ENOSYS where they have none; another
-architecture's entry (int 0x80, x32) kills the process. The program looks a number up by binary search over ranges, since every instruction
-before the verdict is paid by each call. Not here: the numbers (`syscalls.py`).
+Pure. Rules: threats.md 1.4. Numbers outside the table get EPERM where they have a meaning today and ENOSYS where they
+have none; another architecture's entry (int 0x80, x32) kills the process. The program looks a number up by binary
+search over ranges, since every instruction before the verdict is paid by each call. Not here: the numbers
+(`syscalls.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ _PERSONALITIES: Final = (0, 0xFFFFFFFF)
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A condition on the low half of one argument: one of `values` (any of its bits where `bits` is set) leads to `hit`, else to `miss`."""
+    """A condition on the low half of one argument: one of `values` (any of its bits where `bits` is set) leads to
+    `hit`, else to `miss`.
+    """
 
     argument: int
     values: tuple[int, ...]
@@ -66,8 +69,8 @@ GUARDED: Final[dict[str, dict[str, Rule]]] = {
 def get_ranges(arch: str, *, memfd: bool, without: frozenset[str] = frozenset()) -> list[tuple[int, Verdict]]:
     """The whole decision as (first number, verdict) pairs in ascending order; each pair holds up to the next.
 
-    `memfd` allows memfd_create, which only a memory cgroup can bound (threats.md 1.3, trap 4). `without` names guards whose rules are left
-    out, so that a test can show what each is for.
+    `memfd` allows memfd_create, which only a memory cgroup can bound (threats.md 1.3, trap 4). `without` names guards
+    whose rules are left out, so that a test can show what each is for.
     """
     exact: dict[int, Verdict] = dict.fromkeys(ABSENT[arch].values(), ENOSYS)
     rules = {name: rule for guard, named in GUARDED.items() if guard not in without for name, rule in named.items()}
@@ -108,7 +111,9 @@ def build_filter(arch: str, *, memfd: bool, without: frozenset[str] = frozenset(
 
 
 def _search(ranges: list[tuple[int, Verdict]]) -> list[Instruction]:
-    """Code that finds the range of the number in the accumulator: `if number >= middle: upper else: lower`, upper half first."""
+    """Code that finds the range of the number in the accumulator: `if number >= middle: upper else: lower`, upper half
+    first.
+    """
     if len(ranges) == 1:
         return _decide(ranges[0][1])
     middle = len(ranges) // 2

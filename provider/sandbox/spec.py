@@ -1,6 +1,7 @@
 """What is asked of a sandbox and what it answers: limits, tasks and the closed union of events.
 
-Pure data. Rules: design.md sections 2 and 6. Not here: how a limit is enforced (`plan.py`) and how a cause is found (`flight.py`).
+Pure data. Rules: design.md sections 2 and 6. Not here: how a limit is enforced (`plan.py`) and how a cause is found
+(`flight.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ MAX_SEGMENTS: Final = 1 << 20
 class Limits(msgspec.Struct, frozen=True):
     """What a job may use. Times, output and log count per segment, everything else for the whole task.
 
-    `output_count` bounds the outputs a task may send, one per segment. `wall_ms` and `cpu_ms` of the first segment include loading the code.
+    `output_count` bounds the outputs a task may send, one per segment. `wall_ms` and `cpu_ms` of the first segment
+    include loading the code.
     """
 
     memory_bytes: int
@@ -58,8 +60,9 @@ class Limits(msgspec.Struct, frozen=True):
 class Task(msgspec.Struct, frozen=True):
     """One stay in a sandbox: segments `first` to `first + count - 1` of one order.
 
-    `code` is a cloudpickled function or the source of a script. `inputs` is a packed value (`broker.protocol.values`): `(args, kwargs)` for a
-    `run`; all items of the order for a `map` (segment i takes item i); the state before segment `first` for a `train`.
+    `code` is a cloudpickled function or the source of a script. `inputs` is a packed value (`broker.protocol.values`):
+    `(args, kwargs)` for a `run`; all items of the order for a `map` (segment i takes item i); the state before segment
+    `first` for a `train`.
     """
 
     kind: Kind
@@ -89,8 +92,8 @@ class LogChunk(msgspec.Struct, frozen=True):
 class SegmentDone(msgspec.Struct, frozen=True):
     """A segment is over, well or not. `output` is a packed value as received, empty unless `cause` is ok.
 
-    `error` is the end of the traceback where the program failed (hostile text, at most `MAX_ERROR_BYTES`). `input_digest` is the SHA-256 of the
-    packed input, `started_ms` an Instant.
+    `error` is the end of the traceback where the program failed (hostile text, at most `MAX_ERROR_BYTES`).
+    `input_digest` is the SHA-256 of the packed input, `started_ms` an Instant.
     """
 
     index: int
@@ -103,7 +106,9 @@ class SegmentDone(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """Nothing of the job is left. `cause` is ok when every segment is; `detail` says in words what happened; `level` is what was enforced."""
+    """Nothing of the job is left. `cause` is ok when every segment is; `detail` says in words what happened; `level` is
+    what was enforced.
+    """
 
     cause: Cause
     usage: Usage
@@ -112,4 +117,6 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 SandboxEvent = Started | LogChunk | SegmentDone | Ended
-"""Everything a sandbox reports: one `Started`, log chunks and segments in order, one `Ended`; only `Ended` where it could not be set up."""
+"""Everything a sandbox reports: one `Started`, log chunks and segments in order, one `Ended`; only `Ended` where it
+could not be set up.
+"""

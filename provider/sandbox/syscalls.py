@@ -1,8 +1,8 @@
 """The system calls a job may make, as a table of numbers for x86-64 and aarch64.
 
-Scope: names, numbers and verdicts; `seccomp.py` turns them into a filter. Rules: threats.md 1.4. Numbers are the kernel's
-stable ABI: `name:x86_64:aarch64`, or `name:x86_64` for calls that only the older table has.
-Not here: rules about arguments.
+Scope: names, numbers and verdicts; `seccomp.py` turns them into a filter. Rules: threats.md 1.4. Numbers are the
+kernel's stable ABI: `name:x86_64:aarch64`, or `name:x86_64` for calls that only the older table has. Not here: rules
+about arguments.
 """
 
 from __future__ import annotations
@@ -76,4 +76,5 @@ KNOWN: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "x86_64": ((0, 334), (424, 450)),
     "aarch64": ((0, 294), (424, 450)),
 }
-"""Numbers that have a meaning today, both ends included. Outside of them the answer is ENOSYS, as on an older kernel."""
+"""Numbers that have a meaning today, both ends included. Outside of them the answer is ENOSYS, as on an older kernel.
+"""

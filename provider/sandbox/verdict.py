@@ -1,8 +1,9 @@
 """From what the kernel and the harness report to an exit cause with words.
 
-Pure, one table. How each cause is known: `oom` by the kernel's count in the job's cgroup, without one by polled PSS or a MemoryError; `cpu` by
-the cgroup's clock or the process tree's, or the signal of RLIMIT_CPU; `wall`, `output` and `log` by the host's own counters; `policy` by SIGSYS
-from the filter; `signal` by any other deadly signal; `program` by an exception or an exit status; `host` by failures that are not the job's.
+Pure, one table. How each cause is known: `oom` by the kernel's count in the job's cgroup, without one by polled PSS or
+a MemoryError; `cpu` by the cgroup's clock or the process tree's, or the signal of RLIMIT_CPU; `wall`, `output` and
+`log` by the host's own counters; `policy` by SIGSYS from the filter; `signal` by any other deadly signal; `program` by
+an exception or an exit status; `host` by failures that are not the job's.
 """
 
 from __future__ import annotations

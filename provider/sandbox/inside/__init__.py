@@ -1,1 +1,3 @@
-"""What runs inside the sandbox: copied into the runtime image, imports the standard library, msgpack and `broker.protocol.values` alone."""
+"""What runs inside the sandbox: copied into the runtime image, imports the standard library, msgpack and
+`broker.protocol.values` alone.
+"""

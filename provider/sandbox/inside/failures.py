@@ -22,7 +22,9 @@ def remember_source(name: str, source: bytes) -> str:
 
 
 def describe(error: BaseException) -> tuple[int, bytes]:
-    """(outcome, the end of the traceback). The text is made by code of the job (its `__str__`): never let it raise, never believe it."""
+    """(outcome, the end of the traceback). The text is made by code of the job (its `__str__`): never let it raise,
+    never believe it.
+    """
     outcome = wire.MEMORY if isinstance(error, MemoryError) else wire.RAISED
     try:
         text = _format(error)

@@ -1,4 +1,6 @@
-"""Empties a folder that a hostile job filled, however deep: nested folders are hoisted to the top, so that no path and no stack grows."""
+"""Empties a folder that a hostile job filled, however deep: nested folders are hoisted to the top, so that no path and
+no stack grows.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The bytes between host and sandbox: the task on its way in, frames on their way out.
 
-A frame is one byte of kind, a u32 of length, and that many bytes. The host trusts none of them (`provider.sandbox.frames`).
+A frame is one byte of kind, a u32 of length, and that many bytes. The host trusts none of them
+(`provider.sandbox.frames`).
 """
 
 from __future__ import annotations
