@@ -115,8 +115,10 @@ class OrderView(View, frozen=True, kw_only=True):
 
 
 class LedgerEvent(View, frozen=True, kw_only=True):
-    """One change in a final block that concerns a topic: a lease's new state, or a transfer (`kind` = `lease` or
-    `transfer`).
+    """One change in a final block that concerns a topic.
+
+    `kind` is `lease` (its state from then on), `transfer` (`sender`, `to`, `amount`), `bond` (a provider `sender` added
+    `amount`) or `order` (the record of order `to` was deleted, R2). `tx` is empty where a timer did it (R1).
     """
 
     height: int

@@ -243,5 +243,5 @@ class ChainStore:
 
 
 def _read(data: bytes, kind: type[T]) -> T:
-    """Decode what this node itself wrote: without the bounds set for strangers' objects, which a full block may pass."""
+    """Decode what this node itself wrote: without the bounds for strangers' objects, which a full block may pass."""
     return msgspec.msgpack.decode(data, type=kind)
