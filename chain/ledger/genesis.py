@@ -124,11 +124,6 @@ def compute_seats_digest(chain_id: bytes, epoch: int, seats: Iterable[bytes]) ->
     return compute_id(Tag.SEATS, chain_id, (epoch, tuple(seats)))
 
 
-def compute_beacon(chain_id: bytes, previous: bytes, reveal: bytes) -> bytes:
-    """Beacon of a block from its parent's beacon and the preimage its leader reveals (R17)."""
-    return compute_id(Tag.BEACON, chain_id, (previous, reveal))
-
-
 class _SeatText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
     beacon: str

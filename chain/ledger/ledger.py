@@ -17,6 +17,7 @@ import msgspec
 from chain.base.codec import encode
 from chain.base.errors import Fault, Refused
 from chain.base.merkle import EMPTY_ROOT, compute_root
+from chain.consensus.beacon import compute_beacon
 from chain.ledger.blocks import MAX_BLOCK_BYTES, MAX_BLOCK_TXS, Block, Header, compute_block_id
 from chain.ledger.entries import (
     TOTALS_KEY,
@@ -29,7 +30,7 @@ from chain.ledger.entries import (
     decode_entry,
     get_account_key,
 )
-from chain.ledger.genesis import Genesis, check_genesis, compute_beacon, compute_chain_id, compute_seats_digest
+from chain.ledger.genesis import Genesis, check_genesis, compute_chain_id, compute_seats_digest
 from chain.ledger.index import LeaseIndex
 from chain.ledger.recent import BlockIds, Recent
 from chain.ledger.results import LedgerEvent, Result, compute_results_root
@@ -65,8 +66,8 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Proposal(msgspec.Struct, frozen=True):
-    """A block made here, already applied: `id` can be voted for. `refused` may be sent again until their valid_until
-    (R15 b).
+    """A block made here, already applied unless nothing at all happens in it. `refused` may be sent again until their
+    valid_until (R15 b).
     """
 
     id: bytes
@@ -195,7 +196,8 @@ class Ledger:
                 taken.append(transaction)
                 size = size_after
         sealed = self._seal(tip, frame, execution, tuple(taken))
-        self._pending[sealed.tip.id] = sealed
+        if taken or execution.results:
+            self._pending[sealed.tip.id] = sealed
         return Proposal(sealed.tip.id, sealed.block, tuple(refused))
 
     def apply(self, block: Block) -> Applied:

@@ -14,9 +14,10 @@ from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
 from chain.base.units import MICRO
+from chain.consensus.beacon import compute_beacon
 from chain.ledger.blocks import Block
 from chain.ledger.entries import LeaseRecord
-from chain.ledger.genesis import Genesis, Params, Seat, compute_beacon, make_genesis
+from chain.ledger.genesis import Genesis, Params, Seat, make_genesis
 from chain.ledger.ledger import Committed, Frame, Ledger
 from chain.ledger.terms.agreement import (
     Award,
@@ -124,7 +125,7 @@ class World:
         return proposal.block
 
     def block(self, *txs: SignedTransaction, time: int | None = None) -> Committed:
-        """Propose, apply on a second ledger that saw only bytes so far? No: here. Commit, and count every credit."""
+        """Propose, apply, commit, and count every credit."""
         block = self.propose(*txs, time=time)
         applied = self.ledger.apply(block)
         committed = self.ledger.commit(applied.id)
