@@ -35,6 +35,22 @@ class Blame(StrEnum):
     BROKER = "broker"
 
 
+REQUESTERS_RULES = ("R1.", "R2.", "R6.", "R10.")
+"""Rules of the chain that only another order would meet."""
+
+WINNERS_RULES = ("R3.", "R14.", "R18.")
+"""Rules of the chain that another bid may meet."""
+
+
+def find_blame(rule: str) -> Blame:
+    """Whose reason a refusal by the chain is: what is neither the order's nor the bid's is the sender's, which is us
+    (fee, quota, validity of the transaction).
+    """
+    if rule.startswith(REQUESTERS_RULES):
+        return Blame.REQUESTER
+    return Blame.WINNER if rule.startswith(WINNERS_RULES) else Blame.BROKER
+
+
 # Events
 
 

@@ -36,9 +36,9 @@ def explain(
 ) -> Explanation:
     """What to tell a requester whose order found nobody.
 
-    `bids` are those that could not win, and count as prices at which somebody would have worked where they exceed limit
-    or cap. A provider's own decline goes before what its offer says. Among providers, those that need the fewest clauses
-    changed come first, then the smallest relative change.
+    `bids` are those that could not win, and count as prices at which somebody would have worked where they exceed
+    limit or cap. A provider's own decline goes before what its offer says. Among providers, those that need the
+    fewest clauses changed come first, then the smallest relative change.
     """
     bodies = [signed.body for signed in declines]
     prices = [one.nearest for one in bodies if one.reason is Reason.PRICE]

@@ -270,9 +270,9 @@ class Auction:
             case OpenFinal():
                 return self._become_leased(now)
             case OpenDelayed():
-                return self._try_later(now)
+                return self._try_later(event.text, self.order.expiry + TX_VALIDITY, now)
             case OpenRefused(blame=Blame.BROKER):
-                return self._try_later(now)
+                return self._try_later(event.text, self.award.body.valid_until, now)
             case OpenRefused(blame=Blame.REQUESTER):
                 withdrawal = self._withdraw(f"the chain refused the order: {event.rule}")
                 return (withdrawal, *self._end("refused", event.text, now))
@@ -281,7 +281,13 @@ class Auction:
                 self._refusals.add(event.rule)
                 return self._award_next(now)
 
-    def _try_later(self, now: int) -> Sequence[AuctionEffect]:
+    def _try_later(self, text: str, until: int, now: int) -> Sequence[AuctionEffect]:
+        """Try again, until nothing that was sent can open the lease any more: behind the award's validity where the
+        chain refused, behind the order's expiry where it was silent.
+        """
+        if now > until:
+            text = f"the broker could not open the lease: {text}"
+            return (self._withdraw(text), *self._end("refused", text, now))
         self._retry_at = now + self._retry_after
         self._retry_after = min(self._retry_after * 2, RETRY_MOST)
         return ()

@@ -47,23 +47,25 @@ def compute_least_bond(order: Order, price: int) -> int:
     return deposit + total * order.damages // BPS
 
 
-def find_fault(order: Order, bid: Bid, commission: int, now: int) -> str:
-    """The name of the first rule by which a bid can't open a lease at `now`; empty if it can.
+def find_fault(order: Order, bid: Bid, commission: int, now: int, price: int | None = None) -> str:
+    """The name of the first rule by which a bid can't open a lease at `now`; empty if it can. `price` is what it would
+    be awarded, by default its own.
 
     Names: `R3.party`, `R3.limit`, `R2.cap`, `R3.validity`, `R3.time`, `R3.bond`.
     """
-    total = bid.price * compute_weight(order)
+    price = bid.price if price is None else price
+    total = price * compute_weight(order)
     if bid.provider in (order.requester, order.auctioneer):
         return "R3.party"
-    if bid.price > order.limit:
+    if price > order.limit:
         return "R3.limit"
-    if total > MAX_INT or compute_cost(order, bid.price, commission) > order.cap:
+    if total > MAX_INT or compute_cost(order, price, commission) > order.cap:
         return "R2.cap"
     if bid.valid_until < now or bid.valid_until > order.closes + BID_GRACE:
         return "R3.validity"
     if order.deadline - now < order.windows.start + -(-order.segments // bid.lanes) * order.segment_wall:
         return "R3.time"
-    if total * bid.bond // BPS < compute_least_bond(order, bid.price):
+    if total * bid.bond // BPS < compute_least_bond(order, price):
         return "R3.bond"
     return ""
 
@@ -73,21 +75,23 @@ def choose(
 ) -> Choice | None:
     """The winner at `now` among bids in order of acknowledgement; `tried` holds signatures of bids that failed to open.
 
-    Under `second` the price is the runner-up's, which fits limit and cap by its own right; without a runner-up the
-    winner gets its own price.
+    Under `second` the price is the runner-up's, and the order's limit where there is none (R3 b); a bid that does not
+    fit the cap at that price does not win.
     """
     fit = [bid for bid in bids if bid.signature not in tried and not find_fault(order, bid.body, commission, now)]
     ranked = sorted(fit, key=lambda bid: bid.body.price)
-    if not ranked:
-        return None
-    winner = ranked[0]
-    others = [bid for bid in ranked[1:] if bid.body.provider != winner.body.provider]
-    if order.rule is AwardRule.SECOND and others:
-        price = min(others[0].body.price, order.limit)
-        if not _is_bonded(order, winner.body, price):
-            return Choice(winner, winner.body.price, None)
-        return Choice(winner, price, others[0])
-    return Choice(winner, winner.body.price, None)
+    for place, winner in enumerate(ranked):
+        choice = _price(order, winner, ranked[place + 1 :])
+        if not find_fault(order, winner.body, commission, now, choice.price):
+            return choice
+    return None
+
+
+def _price(order: Order, winner: Signed[Bid], behind: Sequence[Signed[Bid]]) -> Choice:
+    if order.rule is AwardRule.LOWEST:
+        return Choice(winner, winner.body.price, None)
+    runner = next((bid for bid in behind if bid.body.provider != winner.body.provider), None)
+    return Choice(winner, min(order.limit, runner.body.price if runner else order.limit), runner)
 
 
 def check_award(chain_id: bytes, order: Order, book: Book, award: Award) -> None:
@@ -99,8 +103,3 @@ def check_award(chain_id: bytes, order: Order, book: Book, award: Award) -> None
     choice = choose(order, book.bids, award.commission, book.closed)
     if choice is None or compute_bid_id(chain_id, choice.bid.body) != award.bid or choice.price != award.price:
         raise Refused("the award is not what follows from the book", rule="R12.award")
-
-
-def _is_bonded(order: Order, bid: Bid, price: int) -> bool:
-    total = price * compute_weight(order)
-    return total * bid.bond // BPS >= compute_least_bond(order, price)
