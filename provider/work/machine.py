@@ -350,7 +350,7 @@ class Work:
     def _stop(self) -> Sequence[WorkEffect]:
         if self.phase in UNFINISHED:
             return self._leave("the provider shuts down")
-        return self._deliver() if self._deliver_at is not None else ()
+        return self._deliver() if self.phase is Phase.STORED and self._deliver_at is not None else ()
 
     def _leave(self, why: str) -> tuple[WorkEffect, ...]:
         """Give the lease back (R4)."""

@@ -119,9 +119,11 @@ def store(receipt: Signed[Receipt]) -> Signed[StorageReceipt]:
     return BROKER.sign(Tag.STORAGE, CHAIN, body)
 
 
-def accept(receipt: Signed[Receipt], signer: Signer = REQUESTER, **changes: Any) -> Signed[Acceptance]:
+def accept(
+    receipt: Signed[Receipt], signer: Signer = REQUESTER, change: dict[str, Any] | None = None
+) -> Signed[Acceptance]:
     """What a requester signs who accepts all of a receipt, with changes."""
     body = receipt.body
     spans = (Span(body.first, body.count),)
     acceptance = Acceptance(body.lease, compute_receipt_id(CHAIN, body), signer.key, spans, False)
-    return signer.sign(Tag.ACCEPTANCE, CHAIN, msgspec.structs.replace(acceptance, **changes))
+    return signer.sign(Tag.ACCEPTANCE, CHAIN, msgspec.structs.replace(acceptance, **(change or {})))

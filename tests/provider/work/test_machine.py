@@ -1,0 +1,467 @@
+"""The work machine, row by row: each (phase, event) has one outcome, each phase its timer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from chain.base.hashing import compute_digest
+from chain.ledger.terms.agreement import Kind
+from chain.ledger.terms.outcome import FINAL_FAILURES, Cause
+from chain.ledger.terms.work import Span, compute_receipt_id
+from chain.ledger.transactions import Deliver, GiveBack, Settle
+from provider.work.events import (
+    AcceptanceArrived,
+    AskSlot,
+    AwaitAcceptance,
+    BlobsFetched,
+    Fetch,
+    FetchFailed,
+    Finish,
+    FreeSlot,
+    LeaseMoved,
+    LeaseOpened,
+    LeaseState,
+    PostReceipt,
+    Report,
+    Restarted,
+    Run,
+    RunEnded,
+    SegmentRan,
+    SlotGranted,
+    Stopping,
+    Stored,
+    StoreFailed,
+    Submit,
+    Task,
+    TransactionFinal,
+    TransactionRefused,
+    WorkEffect,
+    WorkEvent,
+)
+from provider.work.machine import Patience, Phase, Work
+from tests.provider.scene import (
+    BROKER,
+    CHAIN,
+    INPUTS,
+    NOW,
+    OUTPUT,
+    PROVIDER,
+    accept,
+    make_order,
+    make_signer,
+    make_spec,
+    open_lease,
+    ran,
+    run_ended,
+    store,
+)
+
+LATER = NOW + 5_000
+OPENED = open_lease()
+LAST_CALL = OPENED.deadline - Patience().deadline
+
+
+@dataclass
+class Life:
+    """A machine with the effects it asked for."""
+
+    work: Work = field(default_factory=lambda: Work(PROVIDER, CHAIN))
+    effects: list[WorkEffect] = field(default_factory=list)
+
+    def tell(self, *events: WorkEvent, now: int = LATER) -> list[WorkEffect]:
+        """Handle events as the driver does; the effects of the last one."""
+        last: Sequence[WorkEffect] = ()
+        for event in events:
+            self.wake(now)
+            last = self.work.handle(event, now)
+            self.effects.extend(last)
+        return list(last)
+
+    def wake(self, now: int) -> list[WorkEffect]:
+        woken: list[WorkEffect] = []
+        while (due := self.work.wake_at()) is not None and due <= now:
+            woken.extend(self.work.wake(now))
+        self.effects.extend(woken)
+        return woken
+
+    @property
+    def posted(self) -> PostReceipt:
+        return next(effect for effect in self.effects if isinstance(effect, PostReceipt))
+
+    def stored(self) -> Stored:
+        return Stored(store(self.posted.receipt))
+
+    def accepted(self) -> AcceptanceArrived:
+        return AcceptanceArrived(accept(self.posted.receipt))
+
+
+def kinds(effects: Sequence[WorkEffect]) -> list[str]:
+    """Names of effects, transactions by their task."""
+    return [f"submit {effect.task}" if isinstance(effect, Submit) else type(effect).__name__ for effect in effects]
+
+
+def reach(phase: Phase, opened: LeaseOpened = OPENED) -> Life:
+    """A life that has come to `phase` by the shortest way."""
+    life = Life()
+    way: list[tuple[Phase, Callable[[], WorkEvent]]] = [
+        (Phase.NEW, lambda: opened),
+        (Phase.FETCHING, BlobsFetched),
+        (Phase.QUEUED, SlotGranted),
+        (Phase.RUNNING, ran),
+        (Phase.RUNNING, run_ended),
+        (Phase.POSTING, life.stored),
+        (Phase.STORED, lambda: LeaseMoved(LeaseState.DELIVERED)),
+        (Phase.DELIVERED, lambda: LeaseMoved(LeaseState.SETTLED)),
+    ]
+    if phase in (Phase.LEAVING, Phase.STOPPED):
+        life.tell(opened, FetchFailed("gone"))
+        if phase is Phase.STOPPED:
+            life.tell(TransactionRefused(Task.GIVE_BACK, "row 5"))
+    else:
+        for now_at, event in way:
+            if life.work.phase is phase:
+                break
+            assert life.work.phase is now_at
+            life.tell(event())
+    assert life.work.phase is phase
+    return life
+
+
+def test_happy_path_is_two_documents_and_one_settle() -> None:
+    life = Life()
+    assert life.tell(OPENED) == [Fetch()]
+    assert life.tell(BlobsFetched()) == [AskSlot()]
+    assert life.tell(SlotGranted()) == [Run(0, 0, 1)]
+    [report] = life.tell(ran())
+    assert isinstance(report, Report) and (report.done, report.total) == (1, 1)
+    [free, post] = life.tell(run_ended())
+    assert isinstance(free, FreeSlot) and isinstance(post, PostReceipt)
+    assert post.records == (report.record,) and post.receipt.body.count == 1
+    assert life.tell(life.stored()) == [AwaitAcceptance()]
+    acceptance = accept(post.receipt)
+    assert life.tell(AcceptanceArrived(acceptance)) == [
+        Submit(Task.SETTLE, Settle(post.receipt, acceptance), "accepted")
+    ]
+    assert life.work.wake_at() is None
+    assert life.tell(TransactionFinal(Task.SETTLE)) == []
+    assert life.tell(LeaseMoved(LeaseState.SETTLED)) == [Finish(LeaseState.SETTLED)]
+    assert life.work.is_quiet
+
+
+def test_silence_is_delivered_after_the_patience_and_a_late_acceptance_still_settles() -> None:
+    life = reach(Phase.STORED)
+    assert life.work.wake_at() == LATER + 3_000
+    assert life.wake(LATER + 2_999) == []
+    [submit] = life.wake(LATER + 3_000)
+    assert isinstance(submit, Submit) and isinstance(submit.body, Deliver)
+    assert life.wake(LATER + 10_000) == []
+    assert kinds(life.tell(life.accepted(), now=LATER + 10_000)) == ["submit settle"]
+
+
+def test_acceptance_may_come_before_the_storage_receipt() -> None:
+    life = reach(Phase.POSTING)
+    assert kinds(life.tell(life.accepted())) == ["submit settle"]
+    assert life.tell(life.stored()) == [AwaitAcceptance()]
+    assert life.work.wake_at() is None, "what is being settled is not delivered as well"
+
+
+POSTED: PostReceipt = reach(Phase.POSTING).posted
+LEAVE = ["Kill", "FreeSlot", "submit return"]
+BEGIN_AGAIN = ["FreeSlot", "Fetch"]
+EVENTS: dict[str, Callable[[Life], WorkEvent]] = {
+    "opened": lambda _: OPENED,
+    "fetched": lambda _: BlobsFetched(),
+    "fetch failed": lambda _: FetchFailed("gone"),
+    "slot": lambda _: SlotGranted(),
+    "segment": lambda _: ran(),
+    "stale segment": lambda _: ran(attempt=7),
+    "host segment": lambda _: ran(cause=Cause.HOST),
+    "ended": lambda _: run_ended(),
+    "ended by host": lambda _: run_ended(cause=Cause.HOST),
+    "stale end": lambda _: run_ended(attempt=7),
+    "stored": lambda _: Stored(store(POSTED.receipt)),
+    "store failed": lambda _: StoreFailed("no"),
+    "accepted": lambda _: AcceptanceArrived(accept(POSTED.receipt)),
+    "settle final": lambda _: TransactionFinal(Task.SETTLE),
+    "settle refused": lambda _: TransactionRefused(Task.SETTLE, "R7"),
+    "deliver refused": lambda _: TransactionRefused(Task.DELIVER, "R8"),
+    "return refused": lambda _: TransactionRefused(Task.GIVE_BACK, "R4"),
+    "stopping": lambda _: Stopping(),
+    "restarted": lambda _: Restarted(),
+    "open": lambda _: LeaseMoved(LeaseState.OPEN),
+    "called": lambda _: LeaseMoved(LeaseState.CALLED),
+    "cancelling": lambda _: LeaseMoved(LeaseState.CANCELLING),
+    "delivered": lambda _: LeaseMoved(LeaseState.DELIVERED),
+    "disputed": lambda _: LeaseMoved(LeaseState.DISPUTED),
+    "over": lambda _: LeaseMoved(LeaseState.EXPIRED),
+}
+Rows = dict[str, tuple[Phase | None, list[str]]]
+OVER: Rows = {"over": (Phase.ENDED, ["Finish"])}
+RUNNING_OVER: Rows = {"over": (Phase.ENDED, ["Kill", "FreeSlot", "Finish"])}
+MOVED: Rows = {"delivered": (Phase.DELIVERED, []), "disputed": (Phase.DELIVERED, [])}
+HALTED: Rows = {name: (Phase.DELIVERED, ["Kill", "FreeSlot"]) for name in MOVED}
+LOST_SLOT: Rows = {"slot": (None, ["FreeSlot"])}
+WORKING: Rows = {
+    "stopping": (Phase.LEAVING, LEAVE),
+    "restarted": (Phase.FETCHING, BEGIN_AGAIN),
+    "cancelling": (Phase.STOPPED, ["Kill", "FreeSlot"]),
+    "segment": (None, ["Report"]),
+    "ended": (Phase.FETCHING, BEGIN_AGAIN),
+    "ended by host": (Phase.FETCHING, BEGIN_AGAIN),
+    **HALTED,
+    **RUNNING_OVER,
+}
+TABLE: dict[Phase, Rows] = {
+    # A row not named: nothing is done, the phase stays.
+    Phase.NEW: {"opened": (Phase.FETCHING, ["Fetch"])},
+    Phase.FETCHING: WORKING | LOST_SLOT | {
+        "fetched": (Phase.QUEUED, ["AskSlot"]),
+        "fetch failed": (Phase.LEAVING, LEAVE),
+    },
+    Phase.QUEUED: WORKING | {"slot": (Phase.RUNNING, ["Run"])},
+    Phase.RUNNING: WORKING | LOST_SLOT,
+    Phase.POSTING: MOVED | OVER | LOST_SLOT | {
+        "stored": (Phase.STORED, ["AwaitAcceptance"]),
+        "store failed": (Phase.LEAVING, ["submit return"]),
+        "accepted": (None, ["submit settle"]),
+        "restarted": (None, ["PostReceipt"]),
+    },
+    Phase.STORED: MOVED | OVER | LOST_SLOT | {
+        "accepted": (None, ["submit settle"]),
+        "settle refused": (None, ["submit deliver"]),
+        "deliver refused": (Phase.LEAVING, ["submit return"]),
+        "cancelling": (None, ["submit deliver"]),
+        "stopping": (None, ["submit deliver"]),
+        "restarted": (None, ["AwaitAcceptance"]),
+    },
+    Phase.DELIVERED: OVER | LOST_SLOT | {
+        "accepted": (None, ["submit settle"]),
+        "restarted": (None, ["AwaitAcceptance"]),
+    },
+    Phase.LEAVING: MOVED | OVER | LOST_SLOT | {
+        "return refused": (Phase.STOPPED, []),
+        "restarted": (None, ["submit return"]),
+    },
+    Phase.STOPPED: MOVED | OVER | LOST_SLOT,
+    Phase.ENDED: {"restarted": (None, ["Finish"])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize("phase", Phase)
+def test_each_phase_and_event_have_one_outcome(phase: Phase, name: str) -> None:
+    life = reach(phase)
+    after, effects = TABLE[phase].get(name, (None, []))
+    assert kinds(life.tell(EVENTS[name](life))) == effects
+    assert life.work.phase is (after or phase)
+
+
+TIMERS = [
+    # phase, Instant, what happens
+    (Phase.FETCHING, OPENED.opened + 25_000, LEAVE),
+    (Phase.QUEUED, LAST_CALL, LEAVE),
+    (Phase.RUNNING, LAST_CALL, LEAVE),
+    (Phase.POSTING, LAST_CALL, ["submit return"]),
+    (Phase.STORED, LATER + 3_000, ["submit deliver"]),
+    (Phase.DELIVERED, None, []),
+    (Phase.LEAVING, None, []),
+    (Phase.STOPPED, None, []),
+    (Phase.ENDED, None, []),
+    (Phase.NEW, None, []),
+]
+
+
+@pytest.mark.parametrize(("phase", "due", "effects"), TIMERS)
+def test_each_phase_has_one_timer(phase: Phase, due: int | None, effects: list[str]) -> None:
+    life = reach(phase)
+    assert life.work.wake_at() == due
+    assert life.work.wake((due or 1) - 1) == ()
+    assert kinds(life.wake(due or 10**15)) == effects
+
+
+def test_a_short_start_window_still_leaves_time_to_fetch() -> None:
+    order = make_order(windows=OPENED.announcement.order.body.windows.__class__(4_000, 1, 1, 1, 1, 1, 1))
+    life = Life()
+    life.tell(open_lease(order), now=order.closes)
+    assert life.work.wake_at() == order.closes + 2_000
+
+
+def test_patience_never_outlasts_the_deadline() -> None:
+    life = reach(Phase.POSTING)
+    life.tell(life.stored(), now=LAST_CALL - 1)
+    assert life.work.wake_at() == LAST_CALL
+
+
+@pytest.mark.parametrize("cause", sorted(FINAL_FAILURES))
+def test_a_job_that_fails_is_a_segment_that_is_paid(cause: Cause) -> None:
+    life = reach(Phase.RUNNING)
+    error = compute_digest(b"Traceback")
+    life.tell(ran(output=b"", cause=cause, error=error))
+    life.tell(run_ended(cause=cause))
+    receipt, [record] = life.posted.receipt.body, life.posted.records
+    assert (receipt.cause, receipt.count, record.body.error) == (cause, 1, error)
+    life.tell(life.stored())
+    assert kinds(life.wake(LATER + 3_000)) == ["submit deliver"]
+
+
+def test_a_failing_host_is_tried_twice_and_then_given_back() -> None:
+    life = reach(Phase.RUNNING)
+    assert kinds(life.tell(run_ended(cause=Cause.HOST))) == BEGIN_AGAIN
+    life.tell(BlobsFetched())
+    assert life.tell(SlotGranted()) == [Run(1, 0, 1)]
+    effects = life.tell(run_ended(1, Cause.HOST))
+    assert kinds(effects) == LEAVE
+    submit = effects[-1]
+    assert isinstance(submit, Submit) and submit.body == GiveBack(OPENED.lease)
+
+
+def test_a_run_that_forgets_a_segment_is_no_receipt() -> None:
+    life = reach(Phase.RUNNING)
+    assert kinds(life.tell(run_ended())) == BEGIN_AGAIN
+
+
+def test_after_a_restart_the_job_runs_again_only_if_the_deadline_allows() -> None:
+    wall, spare = 10_000, Patience().overhead + Patience().deadline
+    for now, expected in [
+        (OPENED.deadline - wall - spare, BEGIN_AGAIN),
+        (OPENED.deadline - wall - spare + 1, LEAVE),
+    ]:
+        assert kinds(reach(Phase.RUNNING).tell(Restarted(), now=now)) == expected
+
+
+def test_records_of_an_earlier_life_are_not_signed_again() -> None:
+    spec = make_spec(kind=Kind.TRAIN)
+    life = reach(Phase.RUNNING, open_lease(make_order(spec=spec, segments=3), spec))
+    [first] = life.tell(ran(output=b"state 1"))
+    assert kinds(life.tell(Restarted())) == BEGIN_AGAIN
+    life.tell(BlobsFetched())
+    assert life.tell(SlotGranted()) == [Run(1, 1, 2)]
+    assert life.tell(ran(0, 1, input=b"state 1")) == [], "a segment of the run that died"
+    life.tell(ran(1, 1, input=b"state 1", output=b"state 2"), ran(1, 2, input=b"state 2"))
+    life.tell(run_ended(1))
+    assert isinstance(first, Report) and life.posted.records[0] == first.record
+    assert [record.body.index for record in life.posted.records] == [0, 1, 2]
+
+
+def test_a_finished_run_is_not_run_again_for_want_of_its_log() -> None:
+    life = reach(Phase.RUNNING)
+    life.tell(ran())
+    assert life.tell(Restarted()) == [Run(1, 1, 0)]
+    assert kinds(life.tell(run_ended(1))) == ["FreeSlot", "PostReceipt"]
+
+
+CONTRADICTIONS = {
+    "another start than the order's": ran(input=b"other"),
+    "an index that is not next": ran(index=1),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_what_would_contradict_is_given_back_and_not_signed(name: str) -> None:
+    life = reach(Phase.RUNNING)
+    assert kinds(life.tell(CONTRADICTIONS[name])) == LEAVE
+
+
+def test_a_chain_of_states_with_a_gap_is_given_back() -> None:
+    spec = make_spec(kind=Kind.TRAIN)
+    life = reach(Phase.RUNNING, open_lease(make_order(spec=spec, segments=3), spec))
+    life.tell(ran(output=b"state 1"))
+    assert kinds(life.tell(ran(index=1, input=b"state 2"))) == LEAVE
+
+
+def test_more_segments_than_leased_are_not_signed() -> None:
+    life = reach(Phase.RUNNING)
+    life.tell(ran())
+    assert kinds(life.tell(ran(index=1, input=OUTPUT))) == LEAVE
+
+
+RECEIPT = POSTED.receipt
+STRANGER = make_signer("stranger")
+OBJECTIONS = {
+    "forged": msgspec.structs.replace(accept(RECEIPT), signature=accept(RECEIPT, STRANGER).signature),
+    "by a stranger": accept(RECEIPT, STRANGER),
+    "on another receipt": accept(RECEIPT, change={"receipt": bytes(32)}),
+    "on another lease": accept(RECEIPT, change={"lease": bytes(32)}),
+    "of nothing": accept(RECEIPT, change={"segments": ()}),
+    "of too much": accept(RECEIPT, change={"segments": (Span(0, 2),)}),
+    "of something else": accept(RECEIPT, change={"segments": (Span(1, 1),)}),
+    "twice the same": accept(RECEIPT, change={"segments": (Span(0, 1), Span(0, 1))}),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIONS)
+def test_an_acceptance_that_does_not_pay_for_all_is_no_settle(name: str) -> None:
+    life = reach(Phase.STORED)
+    assert life.tell(AcceptanceArrived(OBJECTIONS[name])) == []
+    assert kinds(life.wake(LATER + 3_000)) == ["submit deliver"]
+
+
+def test_a_watcher_may_accept_instead_and_spans_may_be_many() -> None:
+    watcher, spec = make_signer("watcher"), make_spec(kind=Kind.MAP)
+    life = Life()
+    life.tell(open_lease(make_order(spec=spec, segments=2, watcher=watcher.key), spec), BlobsFetched(), SlotGranted())
+    life.tell(ran(), ran(index=1), run_ended())
+    acceptance = accept(life.posted.receipt, watcher, {"segments": (Span(0, 1), Span(1, 1))})
+    assert kinds(life.tell(AcceptanceArrived(acceptance))) == ["submit settle"]
+
+
+def test_a_refused_delivery_waits_for_the_settle_that_is_on_its_way() -> None:
+    life = reach(Phase.STORED)
+    life.wake(LATER + 3_000)
+    life.tell(life.accepted())
+    assert life.tell(TransactionRefused(Task.DELIVER, "R8")) == []
+    assert kinds(life.tell(Restarted())) == ["submit settle", "AwaitAcceptance"]
+    assert life.tell(TransactionRefused(Task.SETTLE, "R7")) == [], "both were tried"
+
+
+def test_what_was_under_way_is_asked_for_again_after_a_restart() -> None:
+    life = reach(Phase.STORED)
+    life.wake(LATER + 3_000)
+    assert kinds(life.tell(Restarted())) == ["submit deliver", "AwaitAcceptance"]
+
+
+def test_a_return_that_was_refused_is_not_tried_for_ever() -> None:
+    life = reach(Phase.STORED)
+    life.tell(TransactionRefused(Task.GIVE_BACK, "row 5"))
+    assert life.tell(TransactionRefused(Task.DELIVER, "R8")) == []
+    assert life.work.phase is Phase.STOPPED
+
+
+def test_cancelled_while_handing_in_is_delivered_without_patience() -> None:
+    life = reach(Phase.POSTING)
+    life.tell(LeaseMoved(LeaseState.CANCELLING))
+    assert kinds(life.tell(life.stored())) == ["AwaitAcceptance", "submit deliver"]
+
+
+def test_a_settle_wins_even_while_the_lease_is_given_back() -> None:
+    life = reach(Phase.POSTING)
+    life.tell(StoreFailed("the broker is gone"))
+    assert kinds(life.tell(life.accepted())) == ["submit settle"]
+    assert kinds(life.tell(Restarted())) == ["submit return", "submit settle"]
+
+
+def test_the_receipt_names_what_was_promised_and_measured() -> None:
+    receipt = POSTED.receipt.body
+    assert receipt.environment.runtime == OPENED.announcement.order.body.runtime
+    assert (receipt.lease, receipt.provider, receipt.first, receipt.count) == (OPENED.lease, PROVIDER.key, 0, 1)
+    assert receipt.usage == POSTED.records[0].body.usage
+    assert POSTED.records[0].body.input == compute_digest(INPUTS)
+    assert compute_receipt_id(CHAIN, receipt) == store(POSTED.receipt).body.receipt
+    assert BROKER.key in OPENED.announcement.order.body.holders
+
+
+def test_an_ended_run_is_reported_once_for_each_segment() -> None:
+    spec = make_spec(kind=Kind.MAP)
+    life = reach(Phase.RUNNING, open_lease(make_order(spec=spec, segments=3), spec))
+    reports = [life.tell(ran(index=index))[0] for index in range(3)]
+    assert [report.done for report in reports if isinstance(report, Report)] == [1, 2, 3]
+
+
+def test_every_event_is_in_the_table() -> None:
+    told = {type(make(reach(Phase.POSTING))) for make in EVENTS.values()}
+    assert told == set(WorkEvent.__args__)
+    assert {SegmentRan, RunEnded} <= told and set(TABLE) == set(Phase)
