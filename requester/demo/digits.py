@@ -1,6 +1,7 @@
 """The job of the demo: a small neural network, in NumPy alone, that learns to read handwritten digits.
 
-`train` is what travels to the provider: it is self-contained, prints its progress, and returns plain values and arrays. The data are the 1,797 digits that ship with scikit-learn.
+`train` is what travels to the provider: it is self-contained, prints its progress, and returns plain values and
+arrays. The data are the 1,797 digits that ship with scikit-learn.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ Labels = NDArray[np.uint8]
 
 
 def load_digits() -> tuple[Pixels, Labels]:
-    """The 1,797 images, shape (1797, 64), and their labels. Raises `ModuleNotFoundError` where scikit-learn is not installed."""
-    from sklearn.datasets import load_digits as load  # noqa: PLC0415  # only the demo's buyer needs it, and it takes a second
+    """The 1,797 images, shape (1797, 64), and their labels. Raises `ModuleNotFoundError` where scikit-learn is not
+    installed.
+    """
+    from sklearn.datasets import load_digits as load  # only the demo's buyer needs it, and it takes a second
 
     bunch = load()
     return bunch.data.astype(np.uint8), bunch.target.astype(np.uint8)
 
 
 def split(labels: Labels, seed: int, share: float = 0.25) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of a stratified shuffled split: (training rows, held-out rows). Each class gives `share` of its rows, rounded, to the hold-out."""
+    """Indices of a stratified shuffled split: (training rows, held-out rows). Each class gives `share` of its rows,
+    rounded, to the hold-out.
+    """
     rng = np.random.default_rng(seed)
     train_parts, held_parts = [], []
     for digit in np.unique(labels):
@@ -46,7 +51,9 @@ def forward(weights: dict[str, Any], x: NDArray[np.float32]) -> tuple[NDArray[np
 
 
 def fit_batch(weights: dict[str, Any], speed: dict[str, Any], x: NDArray[np.float32], y: Labels, rate: float) -> float:
-    """One step of gradient descent with momentum on the cross-entropy of a batch; changes `weights` and `speed`, returns the loss."""
+    """One step of gradient descent with momentum on the cross-entropy of a batch; changes `weights` and `speed`,
+    returns the loss.
+    """
     hidden, probability = forward(weights, x)
     loss = float(-np.log(probability[np.arange(len(y)), y] + 1e-9).mean())
     probability[np.arange(len(y)), y] -= 1
@@ -64,7 +71,8 @@ def train(
 ) -> dict[str, Any]:
     """Train on 75 % of the images and report the accuracy on the held-out rest.
 
-    Returns `weights` (w1 (64, hidden), b1, w2 (hidden, 10), b2), `accuracy` (a share), `held_out` (rows), `predictions` and `truth` of the held-out rows, and `loss` per epoch.
+    Returns `weights` (w1 (64, hidden), b1, w2 (hidden, 10), b2), `accuracy` (a share), `held_out` (rows),
+    `predictions` and `truth` of the held-out rows, and `loss` per epoch.
     """
     rows, held = split(labels, seed)
     x = (images / 16).astype(np.float32)

@@ -1,6 +1,8 @@
-"""Keeps a handful of processes alive: starts them, waits until each is ready, restarts what dies and says so, ends all of them in reverse order.
+"""Keeps a handful of processes alive: starts them, waits until each is ready, restarts what dies and says so, ends
+all of them in reverse order.
 
-A part is ready when it has written its ready file (its address). Each part runs in a session of its own, so that Ctrl-C reaches the supervisor alone, and is killed by the kernel if the supervisor
+A part is ready when it has written its ready file (its address). Each part runs in a session of its own, so that
+Ctrl-C reaches the supervisor alone, and is killed by the kernel if the supervisor
 itself is (Linux).
 """
 
@@ -33,7 +35,9 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 @dataclass(frozen=True)
 class Part:
-    """A process to keep alive. `command` is given the address of its last life (None at first), so that a restart listens where it listened before."""
+    """A process to keep alive. `command` is given the address of its last life (None at first), so that a restart
+    listens where it listened before.
+    """
 
     name: str
     command: Callable[[str | None], Sequence[str]]
@@ -68,7 +72,9 @@ class Supervisor:
         self._stopping = False
 
     async def start(self, part: Part) -> str:
-        """Start `part` and return its address. Raises `Unavailable` (`demo.part`) with the end of its log where it does not become ready."""
+        """Start `part` and return its address. Raises `Unavailable` (`demo.part`) with the end of its log where it
+        does not become ready.
+        """
         running = Running(part)
         self.running[part.name] = running
         await self._launch(running)
@@ -98,7 +104,7 @@ class Supervisor:
                 stderr=log,
                 env={**os.environ, **part.environment},
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl, and no thread of ours holds a lock it needs
+                preexec_fn=die_with_parent,  # one prctl, and no thread of ours holds a lock it needs
             )
         try:
             async with asyncio.timeout(READY_SECONDS):

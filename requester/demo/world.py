@@ -1,6 +1,8 @@
-"""A whole market on this machine: one chain node, one broker, some providers, each a process started by its own command.
+"""A whole market on this machine: one chain node, one broker, some providers, each a process started by its own
+command.
 
-The demo, the benchmarks and the end-to-end tests stand on it. It holds the treasury's key and gives newcomers their first credits; all else it does is start, ask and stop.
+The demo, the benchmarks and the end-to-end tests stand on it. It holds the treasury's key and gives newcomers their
+first credits; all else it does is start, ask and stop.
 """
 
 from __future__ import annotations
@@ -78,18 +80,31 @@ class World:
     async def start(self, providers: Sequence[ProviderPlan] = TWO_COMPETING_ONE_DEARER) -> None:
         """Start chain, broker and providers and fund them. Raises `Unavailable` where a part does not become ready."""
         home = self.folder / "chain"
-        await run_command("tally-chain", "init", "--home", str(home), "--name", "demo", "--treasury-credits", str(TREASURY))
+        await run_command(
+            "tally-chain", "init", "--home", str(home), "--name", "demo", "--treasury-credits", str(TREASURY)
+        )
         self._treasury = load_key(home / "treasury.pem")
         self._chain = ChainClient(await self.supervisor.start(self._part("chain", "tally-chain", "run")))
         self.accounts["treasury"] = self._treasury.key
         names = ["broker", *(plan.name for plan in providers)]
         await asyncio.gather(*(self.fund(name, self._key(name)) for name in names))
-        await self.supervisor.start(self._part("broker", "tally-broker", "run", "--chain", self.chain_url, "--bus", self._bus))
+        await self.supervisor.start(
+            self._part("broker", "tally-broker", "run", "--chain", self.chain_url, "--bus", self._bus)
+        )
         await asyncio.gather(*(self.start_provider(plan) for plan in providers))
 
     async def start_provider(self, plan: ProviderPlan) -> None:
         """Start one provider; it registers itself with its bond."""
-        flags = ("--chain", self.chain_url, "--broker", self.broker_url, "--price-factor", str(plan.factor), "--slots", str(plan.slots))
+        flags = (
+            "--chain",
+            self.chain_url,
+            "--broker",
+            self.broker_url,
+            "--price-factor",
+            str(plan.factor),
+            "--slots",
+            str(plan.slots),
+        )
         await self.supervisor.start(self._part(plan.name, "tally-provider", "run", *flags))
 
     async def fund(self, name: str, key: bytes, amount: int = FIRST_CREDITS) -> None:
@@ -100,7 +115,9 @@ class World:
         info = await self.chain.info()
         valid_until = self.clock.now() + 60_000
         body = Transfer(key, amount)
-        await self.chain.submit(sign_transaction(self._treasury, bytes.fromhex(info.chain), body, valid_until, os.urandom(16)))
+        await self.chain.submit(
+            sign_transaction(self._treasury, bytes.fromhex(info.chain), body, valid_until, os.urandom(16))
+        )
 
     async def close(self) -> None:
         """Stop every part."""
@@ -115,7 +132,9 @@ class World:
         home, ready = self.folder / name, self.folder / f"{name}.ready"
 
         def line(address: str | None) -> list[str]:
-            listen = [] if command == "tally-provider" else ["--listen", (address or "http://127.0.0.1:0").split("://")[1]]
+            listen = (
+                [] if command == "tally-provider" else ["--listen", (address or "http://127.0.0.1:0").split("://")[1]]
+            )
             return [*program(command), *arguments, "--home", str(home), "--ready-file", str(ready), *listen]
 
         return Part(name, line, ready, self.folder / f"{name}.log")
@@ -128,9 +147,15 @@ def program(command: str) -> list[str]:
 
 
 async def run_command(command: str, *arguments: str) -> str:
-    """Run one of our commands to its end and return what it printed. Raises `Unavailable` (`demo.part`) with its words where it fails."""
+    """Run one of our commands to its end and return what it printed. Raises `Unavailable` (`demo.part`) with its
+    words where it fails.
+    """
     process = await asyncio.create_subprocess_exec(
-        *program(command), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *program(command),
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     out, err = await process.communicate()
     if process.returncode != 0:
