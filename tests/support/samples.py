@@ -77,8 +77,8 @@ WINDOWS = agreement.Windows(30_000, 10_000, 600_000, 10_000, 60_000, 60_000, 60_
 RUNTIME = jobs.Runtime("3.11", ("numpy", "scikit-learn"))
 RESOURCES = jobs.Resources(1 << 30, 60_000, 1000, 32, 256, 1 << 24, 16, 1 << 20, 1 << 26, 1 << 26)
 SPEC = jobs.JobSpec(
-    "digits", agreement.Kind.TRAIN, jobs.Entry.FUNCTION, compute_filler("code"), 4_096, compute_filler("inputs"), 65_536,
-    RUNTIME, RESOURCES, jobs.Level.NS_CGROUP, 7,
+    "digits", agreement.Kind.TRAIN, jobs.Entry.FUNCTION, compute_filler("code"), 4_096, compute_filler("inputs"),
+    65_536, RUNTIME, RESOURCES, jobs.Level.NS_CGROUP, 7,
 )  # fmt: skip
 ORDER = agreement.Order(
     requester=REQUESTER.key, auctioneer=BROKER.key, watcher=PARTIES["watcher"].key, holders=(PARTIES["holder"].key,),

@@ -11,6 +11,7 @@ from msgspec import inspect
 from chain.base import codec
 from chain.base.codec import BadEncoding, check_bounds, decode, encode
 from chain.base.errors import Refused
+from chain.base.hashing import Tag
 from chain.base.keys import Signed
 from chain.ledger.transactions import Transaction
 from tests.support import samples, strategies, wire
@@ -221,7 +222,7 @@ def test_what_has_no_canonical_form_is_not_encoded(value: Any) -> None:
 )  # fmt: skip
 def test_nobody_signs_what_nobody_would_read(value: Any, rule: str) -> None:
     with pytest.raises(BadEncoding) as refused:
-        samples.PROVIDER.sign(samples.Tag.TX, samples.CHAIN, value)
+        samples.PROVIDER.sign(Tag.TX, samples.CHAIN, value)
     assert refused.value.rule == rule
 
 
