@@ -134,7 +134,7 @@ def run(home: Path | None, **flags: Any) -> None:
 @_home_option
 @_chain_option
 @click.argument("to")
-@click.argument("credits_")
+@click.argument("credits_", metavar="CREDITS")
 @click.option("--from", "sender", type=click.Path(path_type=Path), help="Key file of the payer; default: the treasury.")
 def send(home: Path | None, url: str | None, to: str, credits_: str, sender: Path | None) -> None:
     """Send CREDITS to the account TO, and wait until that is final. The first credits make the account.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, assert_never
 
 from chain.base.codec import encode
-from chain.base.errors import Fault, Refused, Unavailable
+from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.consensus.beacon import BeaconChain, compute_beacon
 from chain.consensus.engine import (
     BuildBlock,
@@ -75,6 +75,7 @@ class Application:
         self._durable.set()
         self._news = asyncio.Event()
         self._waiting: dict[bytes, set[asyncio.Future[TxOutcome]]] = {}
+        self._stopping = False
 
     # ---- what the engine asks for ----
 
@@ -162,9 +163,9 @@ class Application:
         return self.ledger.head
 
     async def wait_for_block(self, height: int, deadline: float) -> None:
-        """Return once a block above `height` is final, or the loop's time is past `deadline`."""
+        """Return once a block above `height` is final, the loop's time is past `deadline`, or the node stops."""
         loop = asyncio.get_running_loop()
-        while (await self.settle()).height <= height and loop.time() < deadline:
+        while (await self.settle()).height <= height and loop.time() < deadline and not self._stopping:
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._news.wait()
@@ -196,6 +197,18 @@ class Application:
         finally:
             self._forget_waiter(tx, waiter)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether those who wait should go."""
+        return self._stopping
+
+    def stop(self) -> None:
+        """Send home all who wait: the node stops. Their transactions may still become final."""
+        self._stopping = True
+        for tx in list(self._waiting):
+            self._fail(tx, Unavailable("the node stops; submit it again when it runs", rule="node.stopping"))
+        self._wake()
+
     def get_outcome(self, tx: bytes) -> TxOutcome | None:
         """Where a final transaction stands, or None."""
         place = self.store.find_transaction(tx)
@@ -206,6 +219,9 @@ class Application:
 
     def _drop(self, tx: bytes, why: Refused) -> None:
         self.mempool.remove([tx])
+        self._fail(tx, why)
+
+    def _fail(self, tx: bytes, why: TallyError) -> None:
         for waiter in self._waiting.get(tx, ()):
             if not waiter.done():
                 waiter.set_exception(why)
@@ -216,6 +232,9 @@ class Application:
             for waiter in self._waiting.get(tx, ()):
                 if not waiter.done():
                     waiter.set_result(outcome)
+        self._wake()
+
+    def _wake(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 

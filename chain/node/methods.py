@@ -165,7 +165,7 @@ class Methods:
         while True:
             head = await self._app.settle()
             after, payloads = self._app.store.get_events(topics, min(after, head.height), PAGE)
-            if payloads or asyncio.get_running_loop().time() >= deadline:
+            if payloads or self._app.stopping or asyncio.get_running_loop().time() >= deadline:
                 return _Page(after, [msgspec.Raw(payload) for payload in payloads])
             await self._app.wait_for_block(after, deadline)
 

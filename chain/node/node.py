@@ -106,6 +106,7 @@ class Node:
 
     async def close(self) -> None:
         """Stop answering, let the block that is being written reach the disk, stop."""
+        self.application.stop()
         await self.server.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
