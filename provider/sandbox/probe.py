@@ -88,10 +88,11 @@ attempt("become root", lambda: os.setuid(0))
 attempt("see the host's name", lambda: 1 / (os.uname().nodename != "tallystick"))
 if os.path.isdir("/proc/self"):
     attempt("see other processes", lambda: 1 / (len([n for n in os.listdir("/proc") if n.isdigit()]) > 3))
-    attempt("see the daemon's environment", lambda: 1 / (b"PATH=/py/bin\\0" not in open("/proc/1/environ", "rb").read()))
-    known = {"0", "1", "2"}
+    own = b"PATH=/py/bin\\0"
+    attempt("see the daemon's environment", lambda: 1 / (own not in open("/proc/1/environ", "rb").read()))
+    usual = ("/dev/null", "pipe:", "/proc/")
     for name in os.listdir("/proc/self/fd"):
-        attempt("reach a file of the host by descriptor " + name, lambda: 1 / os.readlink("/proc/self/fd/" + name).startswith("/ho"))
+        attempt("reach open file " + name, lambda: 1 / (not os.readlink("/proc/self/fd/" + name).startswith(usual)))
 """
 """Attempts that every plan must refuse; what succeeds is named in `result`."""
 
