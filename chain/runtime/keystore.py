@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -52,7 +53,7 @@ def load_key(path: Path, passphrase: str | None = None) -> Signer:
     except TypeError as error:
         need = "needs a passphrase" if not passphrase else "has no passphrase, yet one was given"
         raise Refused(f"{path} {need}", rule="key.passphrase") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, InternalError) as error:
         rule = "key.passphrase" if passphrase else "key.form"
         raise Refused(f"{path} can't be read: wrong passphrase or no PKCS#8 PEM", rule=rule) from error
     if not isinstance(private, Ed25519PrivateKey):
@@ -64,5 +65,8 @@ def load_key(path: Path, passphrase: str | None = None) -> Signer:
 
 
 def load_or_create_key(path: Path, passphrase: str | None = None) -> Signer:
-    """The key of `path`, made if there is none."""
-    return load_key(path, passphrase) if path.exists() else create_key(path, passphrase)
+    """The key of `path`, made if there is none. Of several who do this at once, all get the same key."""
+    if not path.exists():
+        with contextlib.suppress(Refused):
+            return create_key(path, passphrase)
+    return load_key(path, passphrase)
