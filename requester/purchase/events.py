@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from broker.protocol.api import Advanced, Cancellation, JobEvent, Submission
+from broker.protocol.api import Advanced, JobEvent, Submission
 from chain.base.codec import Record
 from chain.base.hashing import Digest
 from chain.base.keys import Signed
@@ -100,39 +100,14 @@ class SettleFailed(Record, frozen=True, tag="settle-failed"):
     text: Short
 
 
-class CancelAsked(Record, frozen=True, tag="cancel-asked"):
-    """The user wants the job stopped."""
-
-
-class CancelSent(Record, frozen=True, tag="cancel-sent"):
-    """Broker or chain took the cancellation."""
-
-
-class CancelFailed(Record, frozen=True, tag="cancel-failed"):
-    """Broker or chain did not take the cancellation."""
-
-    rule: Short
-    text: Short
-
-
 class Restarted(Record, frozen=True, tag="restarted"):
     """The process started (again); what is outstanding must be asked for again."""
 
 
-Answer = (
-    Submitted
-    | SubmitFailed
-    | BlobsFetched
-    | FetchFailed
-    | AcceptancePosted
-    | AcceptanceFailed
-    | SettleFailed
-    | CancelSent
-    | CancelFailed
-)
+Answer = Submitted | SubmitFailed | BlobsFetched | FetchFailed | AcceptancePosted | AcceptanceFailed | SettleFailed
 """What comes back of effects."""
 
-PurchaseEvent = Answer | Heard | Moved | LeaseSeen | CancelAsked | Restarted
+PurchaseEvent = Answer | Heard | Moved | LeaseSeen | Restarted
 """All the machine hears."""
 
 
@@ -175,18 +150,6 @@ class SubmitSettle(Record, frozen=True, tag="do-settle"):
     acceptance: Signed[Acceptance]
 
 
-class CancelOrder(Record, frozen=True, tag="do-cancel-order"):
-    """Hand the cancellation to the broker: no lease has opened yet; answer `CancelSent` or `CancelFailed`."""
-
-    cancellation: Signed[Cancellation]
-
-
-class CancelLease(Record, frozen=True, tag="do-cancel-lease"):
-    """Submit a `Cancel` of the lease on the chain (row 6); answer `CancelSent` or `CancelFailed`."""
-
-    lease: Digest
-
-
 class KeepProof(Record, frozen=True, tag="do-prove"):
     """Get the proof of transaction `tx` from the chain and keep it with the job's documents."""
 
@@ -221,8 +184,6 @@ PurchaseEffect = (
     | FetchBlobs
     | PostAcceptance
     | SubmitSettle
-    | CancelOrder
-    | CancelLease
     | KeepProof
     | TellPhase
     | TellProgress

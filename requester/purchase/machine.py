@@ -2,7 +2,8 @@
 
 It believes nothing it hears: award, book and delivery pass the numbered checks, money is what final blocks say. What
 passes is accepted at once, failed segments included (R9); what does not is never accepted. If the acceptance brings no
-settlement, it settles by itself. Not here: dispute (orders carry panel size 0), time, disk, network.
+settlement, it settles by itself. Not here: dispute (orders carry panel size 0),
+cancelling (the owner's act; its outcome is heard like any other), time, disk, network.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from broker.protocol.api import (
     Advanced,
     Announced,
     Awarded,
-    Cancellation,
     Closed,
     Delivered,
     Ended,
@@ -34,6 +34,7 @@ from chain.ledger.terms.agreement import Order, compute_order_id
 from chain.ledger.terms.work import Acceptance, Span, compute_receipt_id
 from requester.purchase import checks, events
 from requester.purchase.checking import require
+from requester.purchase.documents import Documents
 from requester.purchase.events import LeaseSeen, PurchaseEffect, PurchaseEvent
 from requester.purchase.order import OPENING_MS
 from requester.purchase.phases import LEASE_ENDS, LEASE_WORDS, Phase, Result
@@ -55,7 +56,7 @@ LAST_RETRY_MS = 30_000
 class Purchase:
     """One order's machine. Rebuilt by replay: it holds nothing that its events did not bring.
 
-    `signer` signs acceptance and cancellation; signing is deterministic, so a replay makes the same bytes.
+    `signer` signs the acceptance; signing is deterministic, so a replay makes the same bytes.
     """
 
     def __init__(self, chain: bytes, signer: Signer, order: Signed[Order], spec: JobSpec) -> None:
@@ -64,7 +65,6 @@ class Purchase:
         self.spec = spec
         self.order_id = compute_order_id(chain, order.body)
         self.submitted = self.announced = self.opened = self.posted = False
-        self.cancelling = ""
         self.after = 0
         self.book: Signed[Book] | None = None
         self.awarded: Awarded | None = None
@@ -122,6 +122,26 @@ class Purchase:
         return next((phase for reached, phase in steps if reached), Phase.SIGNED)
 
     @property
+    def documents(self) -> Documents:
+        """All that is known and signed, for the store. The proof is fetched and kept beside."""
+        award, delivered = self.awarded, self.delivered
+        return Documents(
+            chain=self.chain,
+            order=self.order,
+            spec=self.spec,
+            lease=b"" if award is None else award.lease,
+            award=None if award is None else award.award,
+            bid=None if award is None else award.bid,
+            book=self.book,
+            tried=tuple(sorted(self.tried)),
+            unmatched=self.unmatched,
+            delivery=None if delivered is None else delivered.delivery,
+            storage=None if delivered is None else delivered.storage,
+            acceptance=self.acceptance,
+            seen=self.lease,
+        )
+
+    @property
     def _is_lease_over(self) -> bool:
         return self.lease is not None and self.lease.state in LEASE_ENDS
 
@@ -154,8 +174,6 @@ class Purchase:
                 return [events.TellProgress(event.item)]
             case events.LeaseSeen():
                 return self._see(event, now)
-            case events.CancelAsked():
-                return self._cancel(now)
             case _:
                 return self._take_answer(event, now)
 
@@ -174,9 +192,7 @@ class Purchase:
                 return self._take_posted(now)
             case events.AcceptanceFailed():
                 return [events.TellTrouble(event.rule, event.text), *self._settle(now)]
-            case events.CancelSent():
-                return []
-            case events.SettleFailed() | events.CancelFailed():
+            case events.SettleFailed():
                 return [events.TellTrouble(event.rule, event.text)]
             case _:
                 assert_never(event)
@@ -194,8 +210,6 @@ class Purchase:
             effects.append(events.PostAcceptance(self.acceptance))
         if self._ended is Phase.LOST:
             self._ended, self._lost_at = None, now + RESULT_WAIT_MS
-        if self.cancelling:
-            effects += self._cancel(now)
         return effects
 
     # ---- sending the order ----
@@ -234,7 +248,6 @@ class Purchase:
                 return self._take_award(item)
             case Opened():
                 self.opened = True
-                return self._cancel(now) if self.cancelling == "order" else []
             case Advanced():
                 return [events.TellProgress(item)]
             case Delivered():
@@ -365,7 +378,7 @@ class Purchase:
         self.opened = True
         if self._is_lease_over:
             return self._finish(event, now)
-        return self._cancel(now) if self.cancelling == "order" else []
+        return []
 
     def _finish(self, event: LeaseSeen, now: int) -> list[PurchaseEffect]:
         self._settle_at = None
@@ -376,20 +389,6 @@ class Purchase:
         elif self.result in (Result.NONE, Result.FETCHING):
             self._lost_at = now + RESULT_WAIT_MS
         return [events.KeepProof(event.tx)] if event.tx else []
-
-    # ---- cancelling ----
-
-    def _cancel(self, now: int) -> list[PurchaseEffect]:
-        """Before a lease opened it is the broker's to forget; afterwards the chain's (row 6)."""
-        if self.phase.is_over or self.acceptance is not None:
-            return []
-        lease = self.lease.lease if self.lease else self.awarded.lease if self.opened and self.awarded else None
-        if lease is not None:
-            self.cancelling = "lease"
-            return [events.CancelLease(lease)]
-        self.cancelling = "order"
-        body = Cancellation(self.order_id, self._signer.key, now)
-        return [events.CancelOrder(self._signer.sign(Tag.CANCELLATION, self.chain, body))]
 
     # ---- deadlines ----
 

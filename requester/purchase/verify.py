@@ -9,38 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import msgspec
-
 from broker.protocol.api import Delivery
-from broker.protocol.jobs import JobSpec
-from broker.protocol.messages import Book
 from chain.base.errors import Refused
-from chain.base.hashing import Digest, Tag, compute_digest
+from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed
 from chain.ledger.genesis import Genesis, compute_chain_id
-from chain.ledger.terms.agreement import Award, Bid, Order
-from chain.ledger.terms.work import Acceptance, Span, StorageReceipt, compute_receipt_id
+from chain.ledger.terms.agreement import Order
+from chain.ledger.terms.work import Acceptance, Span, compute_receipt_id
 from chain.ledger.transactions import Settle
 from chain.light.verifier import TxProof, verify_transaction
 from requester.purchase import checks
 from requester.purchase.checking import Check, Verdict, is_signed_by, judge
-
-
-class Documents(msgspec.Struct, frozen=True, kw_only=True):
-    """What a requester keeps of one job. What never came is None; a job that is not over lacks the last of them."""
-
-    chain: Digest
-    order: Signed[Order]
-    spec: JobSpec
-    lease: bytes = b""
-    award: Signed[Award] | None = None
-    bid: Signed[Bid] | None = None
-    book: Signed[Book] | None = None
-    tried: tuple[bytes, ...] = ()
-    delivery: Delivery | None = None
-    storage: Signed[StorageReceipt] | None = None
-    acceptance: Signed[Acceptance] | None = None
-    proof: TxProof | None = None
+from requester.purchase.documents import Documents
 
 
 @dataclass(frozen=True)

@@ -323,29 +323,6 @@ def test_the_brokers_last_word_counts_where_the_chain_has_none(state: str, phase
     assert opened.machine.phase is Phase.RUNNING
 
 
-# ---- cancelling ----
-
-
-def test_before_a_lease_is_open_the_broker_is_asked_afterwards_the_chain() -> None:
-    """Row 6."""
-    shell = Shell()
-    shell.tell(e.Restarted(), e.Submitted())
-    (asked,) = shell.tell(e.CancelAsked())
-    body = verify(asked.cancellation, Tag.CANCELLATION, CHAIN, REQUESTER.key)
-    assert (body.order, body.requester) == (shell.world.order_id, REQUESTER.key)
-    shell.tell(e.CancelFailed("auction.open", "too late"), shell.world.closed, shell.world.awarded)
-    assert e.CancelLease in kinds(shell.tell(shell.lease()))
-    assert kinds(shell.tell(e.CancelSent())) == []
-
-
-def test_what_is_accepted_or_over_is_not_cancelled() -> None:
-    shell = up_to_delivery()
-    shell.tell(shell.lease(), shell.found)
-    assert shell.tell(e.CancelAsked()) == []
-    shell.tell(shell.lease("settled", 9))
-    assert shell.tell(e.CancelAsked()) == []
-
-
 # ---- restarts and replay ----
 
 
@@ -356,9 +333,6 @@ def test_a_restart_asks_again_for_all_that_is_outstanding() -> None:
     assert kinds(shell.tell(e.Restarted())) == [e.WatchChain, e.Listen, e.PostAcceptance]
     shell.tell(e.AcceptancePosted())
     assert kinds(shell.tell(e.Restarted())) == [e.WatchChain, e.Listen]
-    cancelled = Shell()
-    cancelled.tell(e.Restarted(), e.CancelAsked())
-    assert kinds(cancelled.tell(e.Restarted())) == [e.WatchChain, e.SubmitOrder, e.CancelOrder]
 
 
 def list_events(shell: Shell) -> list[Any]:
@@ -385,9 +359,6 @@ def list_events(shell: Shell) -> list[Any]:
         shell.lease("settled", 9),
         shell.lease("expired", 9, tx=""),
         e.SettleFailed("R7.state", "settled already"),
-        e.CancelAsked(),
-        e.CancelSent(),
-        e.CancelFailed("auction.open", "too late"),
         e.Moved(Advanced(NOW, w.lease, 0, 1, (), 0, b"x")),
         Advanced(NOW, w.lease, 0, 1, (), 0, b"x"),
         Unmatched(NOW, 0, "nobody", ()),

@@ -1,0 +1,7 @@
+"""The `tally` command."""
+
+from __future__ import annotations
+
+from requester.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,82 @@
+"""Where a requester finds its broker, its chain, its key and its data: settings file, TALLY_… variables, arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from chain.base.errors import Refused
+from chain.base.keys import Signer
+from chain.runtime.files import write_atomically
+from chain.runtime.home import tally_home
+from chain.runtime.keystore import load_key
+from chain.runtime.settings import load_settings
+
+PASSPHRASE = "TALLY_PASSPHRASE"
+"""The variable that holds the key's passphrase; it never stands in a file or on a command line."""
+
+
+class RequesterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a requester. `key` and `genesis` are paths; empty ones lie in the data folder."""
+
+    broker: str = "http://127.0.0.1:7101"
+    chain: str = "http://127.0.0.1:7001"
+    key: str = ""
+    genesis: str = ""
+
+    @property
+    def key_path(self) -> Path:
+        """The key file."""
+        return Path(self.key).expanduser() if self.key else get_folder() / "key.pem"
+
+    @property
+    def genesis_path(self) -> Path | None:
+        """The genesis file, if one is named or lies in the data folder."""
+        path = Path(self.genesis).expanduser() if self.genesis else get_folder() / "genesis.json"
+        return path if self.genesis or path.exists() else None
+
+
+def get_folder() -> Path:
+    """The requester's data folder."""
+    return tally_home() / "requester"
+
+
+def get_settings_path() -> Path:
+    """The settings file."""
+    return get_folder() / "settings.toml"
+
+
+def load_requester_settings(**flags: str | None) -> RequesterSettings:
+    """Settings as they hold now: file, then TALLY_BROKER, TALLY_CHAIN, TALLY_KEY, TALLY_GENESIS, then `flags`."""
+    return load_settings(RequesterSettings, get_settings_path(), "TALLY_", flags)
+
+
+def write_settings(settings: RequesterSettings) -> Path:
+    """Write the settings file; returns its path. Raises `Refused` under `settings.form` for what TOML can't hold."""
+    lines = []
+    for name in RequesterSettings.__struct_fields__:
+        value = getattr(settings, name)
+        if any(ord(character) < 32 or character in '"\\\x7f' for character in value):
+            raise Refused(f"{name} {value!r} holds a quote, a backslash or a control character", rule="settings.form")
+        if value:
+            lines.append(f'{name} = "{value}"\n')
+    path = get_settings_path()
+    write_atomically(path, "".join(lines).encode(), mode=0o600)
+    return path
+
+
+def get_passphrase() -> str | None:
+    """The key's passphrase from the environment, if it is there."""
+    return os.environ.get(PASSPHRASE) or None
+
+
+def open_wallet(settings: RequesterSettings, passphrase: str | None = None) -> Signer:
+    """The requester's signer; raises what `chain.runtime.keystore.load_key` does, with advice where there is no key."""
+    path = settings.key_path
+    if not path.exists():
+        raise Refused(
+            f"there is no key at {path}; make one with `tally wallet new`, or name one by --key", rule="key.file"
+        )
+    return load_key(path, passphrase or get_passphrase())

@@ -1,0 +1,1 @@
+"""The requester's memory: jobs with their signed orders, journals, documents and blobs, below the data folder."""
