@@ -52,7 +52,7 @@ Blobs = Annotated[tuple[bytes, ...], msgspec.Meta(max_length=64)]
 
 class Info(msgspec.Struct, frozen=True):
     """What the broker says of itself, as JSON. Keys are hex; `bus` is an MQTT URL; `retention_ms` is how long outputs
-    are kept.
+    are kept; `note` says why no lease can be opened just now, where that is so.
     """
 
     version: int
@@ -64,6 +64,7 @@ class Info(msgspec.Struct, frozen=True):
     retention_ms: int
     max_blob_bytes: int
     providers: int
+    note: str = ""
 
 
 class JobSummary(msgspec.Struct, frozen=True):

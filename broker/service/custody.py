@@ -1,0 +1,117 @@
+"""Who holds and who may read which blob, until when (rows of a database; the bytes are `broker.service.blobs`).
+
+A *hold* keeps a blob and counts against its account's quota; a *right* lets an account read it. Nobody gets a right by
+naming a digest: an order may name only what its requester holds, a receipt only what its provider holds, and these
+give the right on (threats.md row 36 and its neighbours: otherwise naming a stranger's digest would be reading it).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from chain.base.errors import Refused, Unavailable
+from chain.base.hashing import show_digest
+from chain.base.units import MAX_INT
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS blobs (digest BLOB PRIMARY KEY, size INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS custody (
+    digest BLOB NOT NULL, account BLOB NOT NULL, held INTEGER NOT NULL, until INTEGER NOT NULL,
+    PRIMARY KEY (digest, account)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS custody_account ON custody (account, held);
+"""
+
+
+class Custody:
+    """Holds and rights. `quota` bounds what one account holds, `capacity` what all hold together, in bytes."""
+
+    def __init__(self, connection: sqlite3.Connection, quota: int, capacity: int) -> None:
+        self._connection = connection
+        self._quota = quota
+        self._capacity = capacity
+        self._coming: Counter[bytes] = Counter()
+        self._total = int(connection.execute("SELECT coalesce(sum(size), 0) FROM blobs").fetchone()[0])
+
+    @contextmanager
+    def room(self, account: bytes, size: int) -> Iterator[None]:
+        """Reserve `size` bytes for what is on its way; raises `Refused` (`blob.quota`) or `Unavailable` (`blob.full`)
+        where they would not fit beside what is held and on its way.
+        """
+        if self.compute_held(account) + self._coming[account] + size > self._quota:
+            raise Refused(f"the account may hold {self._quota} bytes at this broker", rule="blob.quota")
+        if self._total + self._coming.total() + size > self._capacity:
+            raise Unavailable("the broker's blob store is full; try later", rule="blob.full")
+        self._coming[account] += size
+        try:
+            yield
+        finally:
+            self._coming[account] -= size
+            if not self._coming[account]:
+                del self._coming[account]
+
+    def compute_held(self, account: bytes) -> int:
+        """Bytes that an account holds."""
+        query = "SELECT coalesce(sum(size), 0) FROM custody JOIN blobs USING (digest) WHERE account = ? AND held = 1"
+        return int(self._connection.execute(query, (account,)).fetchone()[0])
+
+    def hold(self, digest: bytes, size: int, account: bytes, until: int) -> None:
+        """A blob whose bytes are safely stored: `account` holds it at least until an Instant."""
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            added = self._connection.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, size)).rowcount
+            self._give([digest], account, 1, until)
+        self._total += size * added
+
+    def extend(self, digests: Iterable[bytes], account: bytes, until: int) -> None:
+        """Keep what an account holds at least until an Instant."""
+        self._write(digests, account, 1, until)
+
+    def grant(self, digests: Iterable[bytes], account: bytes, until: int) -> None:
+        """Let an account read blobs until an Instant; it does not count against its quota."""
+        self._write(digests, account, 0, until)
+
+    def get_size(self, digest: bytes, account: bytes) -> int | None:
+        """Size of a blob that the account may read; None where it may not, or there is none."""
+        query = "SELECT size FROM custody JOIN blobs USING (digest) WHERE digest = ? AND account = ?"
+        row = self._connection.execute(query, (digest, account)).fetchone()
+        return int(row[0]) if row else None
+
+    def check_held(self, digests: Sequence[bytes], account: bytes) -> int:
+        """Sum of the sizes of blobs that all are there for this account; raises `Refused` (`blob.missing`) naming the
+        first that is not.
+        """
+        total = 0
+        for digest in digests:
+            size = self.get_size(digest, account)
+            if size is None:
+                raise Refused(f"{show_digest(digest)} was not uploaded by this account", rule="blob.missing")
+            total += size
+        return total
+
+    def sweep(self, now: int) -> list[bytes]:
+        """Forget what has run out; returns digests whose bytes nobody needs any more."""
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("DELETE FROM custody WHERE until < ?", (now,))
+            query = "SELECT digest, size FROM blobs WHERE digest NOT IN (SELECT digest FROM custody)"
+            gone = self._connection.execute(query).fetchall()
+            self._connection.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest, _ in gone])
+        self._total -= sum(size for _, size in gone)
+        return [bytes(digest) for digest, _ in gone]
+
+    def _write(self, digests: Iterable[bytes], account: bytes, held: int, until: int) -> None:
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._give(digests, account, held, until)
+
+    def _give(self, digests: Iterable[bytes], account: bytes, held: int, until: int) -> None:
+        rows = [(digest, account, held, min(until, MAX_INT)) for digest in digests]
+        self._connection.executemany(
+            "INSERT INTO custody VALUES (?, ?, ?, ?) ON CONFLICT (digest, account) "
+            "DO UPDATE SET held = max(held, excluded.held), until = max(until, excluded.until)",
+            rows,
+        )

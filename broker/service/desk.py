@@ -1,0 +1,386 @@
+"""The desk: one driver per order, and everything that requesters and providers ask of an order.
+
+It turns what comes in into events and carries out effects; every decision is the auction's. What must survive is in the
+machine's journal or in the blob store before anybody hears of it. A job that is over is put into the archive, then its
+journal is dropped: in this order, so that a kill between the two only repeats the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from broker.auction.admission import (
+    EMPTY,
+    House,
+    Means,
+    check_acceptance,
+    check_cancellation,
+    check_delivery,
+    check_submission,
+    compute_delivery_id,
+    list_delivered_blobs,
+)
+from broker.auction.events import (
+    AcceptanceArrived,
+    Acknowledge,
+    Announce,
+    AuctionEffect,
+    AuctionEvent,
+    Cancelled,
+    DeliveryArrived,
+    Finish,
+    GrantInputs,
+    LeaseChanged,
+    Notify,
+    OrderPosted,
+    PassAcceptance,
+    PublishAward,
+    PublishBook,
+    Restarted,
+    StoreStorageReceipt,
+    SubmitOpen,
+    WatchLease,
+    Withdraw,
+)
+from broker.auction.machine import Auction, Phase
+from broker.auction.matching import survey
+from broker.bus.protocol import Bus
+from broker.protocol import topics
+from broker.protocol.api import INLINE_BYTES, PROTOCOL_VERSION, Cancellation, Delivery, JobSummary, Submission
+from broker.protocol.jobs import JobSpec
+from broker.service.blobs import BlobStore
+from broker.service.custody import Custody
+from broker.service.directory import Directory
+from broker.service.jobs import Archive, Job, LiveJob
+from broker.service.ledgerside import LedgerSide
+from broker.service.settings import HOUR, MAX_LIVE, MAX_LIVE_EACH, UPLOAD_GRACE
+from chain.base.codec import encode
+from chain.base.errors import Fault, Refused, Unavailable
+from chain.base.hashing import compute_digest, show_digest
+from chain.base.keys import Signed, Signer
+from chain.ledger.terms.agreement import compute_order_id
+from chain.ledger.terms.work import Acceptance, StorageReceipt
+from chain.runtime.clock import Clock
+from chain.runtime.driver import Driver
+from chain.runtime.journal import Journal
+from chain.runtime.logs import get_logger, show_job
+
+ANNOUNCE_EXPIRY_S = 10
+"""Seconds after which the MQTT server forgets what it could not deliver of an auction."""
+
+LONGEST_HOLD = 90 * 24 * HOUR
+"""Code and inputs are kept until the order's expiry, but no longer than this."""
+
+LISTED = 500
+"""Jobs in a requester's list."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the desk works with."""
+
+    signer: Signer
+    house: House
+    clock: Clock
+    journal: Journal
+    archive: Archive
+    blobs: BlobStore
+    custody: Custody
+    ledger: LedgerSide
+    bus: Bus
+    directory: Directory
+
+
+class Desk:
+    """All jobs of this broker."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.live: dict[bytes, LiveJob] = {}
+        self._parts = parts
+        self._leases: dict[bytes, bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = get_logger("desk")
+        parts.ledger.report = self._report
+
+    async def start(self) -> None:
+        """Rebuild every job from its journal; each then asks again for what is outstanding."""
+        for name in self._parts.journal.names():
+            job = self._make(bytes.fromhex(name))
+            job.driver.replay()
+            job.refresh()
+            self._index(job)
+        for job in list(self.live.values()):
+            job.driver.post(Restarted())
+
+    async def close(self) -> None:
+        """Stop all machines; nothing is lost."""
+        for job in list(self.live.values()):
+            await job.driver.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What requesters ask
+
+    async def submit(self, account: bytes, submission: Submission) -> bytes:
+        """Take an order and announce it; returns its id. Once taken, the same order again is no error."""
+        parts, order = self._parts, submission.order.body
+        if submission.version != PROTOCOL_VERSION:
+            raise Refused(f"version {submission.version}; this broker speaks 1", rule="protocol.version")
+        if order.requester != account:
+            raise Refused("the request is not signed by the order's requester", rule="order.requester")
+        order_id = compute_order_id(parts.house.chain, order)
+        if self.find(order_id) is not None:
+            return order_id
+        self._check_load(account)
+        await self._check_funds()
+        balance = await parts.ledger.get_balance(account)
+        means = Means(balance, self._compute_promised(account))
+        check_submission(parts.house, submission, means, parts.clock.now())
+        wanted = _list_inputs(submission.spec)
+        await self.store_inline(account, submission.blobs, wanted)
+        self._check_inputs(submission.spec, account)
+        now = parts.clock.now()
+        until = min(order.expiry, now + LONGEST_HOLD) + parts.house.retention
+        parts.custody.extend(wanted, account, until)
+        if order.watcher is not None:
+            parts.custody.grant(wanted, order.watcher, until)
+        if order_id not in self.live:
+            found = survey(self._list_offers(now), order, submission.spec, now)
+            means = Means(balance, self._compute_promised(account))
+            job = self._make(order_id)
+            self._post(job, OrderPosted(submission.order, submission.spec, found, means))
+        return order_id
+
+    async def cancel(self, account: bytes, order_id: bytes, signed: Signed[Cancellation]) -> None:
+        """Take an order back while its auction is open."""
+        job = self._get(order_id, account)
+        if not isinstance(job, LiveJob) or job.auction.phase is not Phase.COLLECTING:
+            raise Refused("a lease is being opened or the job is over; cancel on the chain", rule="auction.open")
+        check_cancellation(self._parts.house.chain, job.auction.order, order_id, signed)
+        self._post(job, Cancelled(signed))
+
+    async def accept(self, account: bytes, lease: bytes, signed: Signed[Acceptance]) -> None:
+        """Pass an acceptance on."""
+        job = self.get_lease(lease)
+        if account not in (job.requester, job.watcher):
+            raise Refused("not your lease", rule="lease.party")
+        if not isinstance(job, LiveJob):
+            raise Refused("the lease is over", rule="lease.over")
+        auction = job.auction
+        check_acceptance(self._parts.house.chain, auction.order, auction.lease, tuple(auction.receipts), signed)
+        self._post(job, AcceptanceArrived(signed))
+
+    def list_jobs(self, account: bytes) -> list[JobSummary]:
+        """A requester's jobs, newest first."""
+        live = [job.summarize() for job in self.live.values() if job.requester == account]
+        known = {one.order for one in live}
+        old = [one for one in self._parts.archive.summarize(account, LISTED) if one.order not in known]
+        return sorted([*live, *old], key=lambda one: one.posted, reverse=True)[:LISTED]
+
+    def get_job(self, account: bytes, order_id: bytes) -> Job:
+        """A job whose requester or watcher asks; raises `Refused` (`job.unknown`), whether it is a stranger's or not
+        there.
+        """
+        return self._get(order_id, account)
+
+    # What providers ask
+
+    async def deliver(self, account: bytes, lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
+        """Take a receipt; returns our storage receipt once all that it names lies on our disk."""
+        chain, job = self._parts.house.chain, self.get_lease(lease)
+        if account != job.provider:
+            raise Refused("only the lease's provider delivers", rule="lease.party")
+        receipt = compute_delivery_id(chain, delivery)
+        given = job.find_storage(chain, receipt)
+        if given is not None:
+            return given
+        if not isinstance(job, LiveJob) or job.auction.award is None or job.auction.winner is None:
+            raise Refused("the lease is over", rule="lease.over")
+        check_delivery(chain, lease, job.auction.award.body, job.auction.winner.body, delivery)
+        named = list_delivered_blobs(delivery)
+        await self.store_inline(account, delivery.blobs, named)
+        size = self._parts.custody.check_held(named, account)
+        self._post(job, DeliveryArrived(lease, delivery, size))
+        storage = job.auction.receipts.get(receipt)
+        if storage is None:
+            raise Refused("the lease is over, or has too many receipts", rule="lease.over")
+        return storage
+
+    async def store_inline(self, account: bytes, blobs: Iterable[bytes], wanted: Iterable[bytes]) -> None:
+        """Store blobs that came inside a message, as far as it names them."""
+        given = {compute_digest(blob): blob for blob in blobs}
+        if sum(map(len, given.values())) > INLINE_BYTES:
+            raise Refused(f"at most {INLINE_BYTES} bytes ride inside a message", rule="blob.inline")
+        parts = self._parts
+        for digest in set(wanted) & set(given):
+            with parts.custody.room(account, len(given[digest])):
+                await parts.blobs.write(digest, given[digest])
+                parts.custody.hold(digest, len(given[digest]), account, parts.clock.now() + UPLOAD_GRACE)
+
+    # Lookups
+
+    def find(self, order_id: bytes) -> Job | None:
+        """A job, live or over."""
+        return self.live.get(order_id) or self._parts.archive.find(order_id)
+
+    def get_lease(self, lease: bytes) -> Job:
+        """The job of a lease, live or over; raises `Refused` (`lease.unknown`)."""
+        found = self.find_live_lease(lease) or self._parts.archive.find_lease(lease)
+        if found is None:
+            raise Refused("this broker knows no such lease", rule="lease.unknown")
+        return found
+
+    def find_live_lease(self, lease: bytes) -> LiveJob | None:
+        """The live job whose present lease this is."""
+        order_id = self._leases.get(lease)
+        job = self.live.get(order_id) if order_id else None
+        return job if job is not None and job.lease == lease else None
+
+    def get_live(self, order_id: bytes) -> LiveJob | None:
+        """A job that is not over."""
+        return self.live.get(order_id)
+
+    def post(self, order_id: bytes, event: AuctionEvent) -> None:
+        """Tell a live job something; what is over hears nothing."""
+        job = self.live.get(order_id)
+        if job is not None and job.driver.failed is None:
+            job.driver.post(event)
+
+    def collecting(self) -> Iterator[LiveJob]:
+        """Jobs whose auction is open."""
+        return (job for job in list(self.live.values()) if job.auction.phase is Phase.COLLECTING)
+
+    def _get(self, order_id: bytes, account: bytes) -> Job:
+        job = self.find(order_id)
+        if job is None or account not in (job.requester, job.watcher):
+            raise Refused("this broker knows no such job of yours", rule="job.unknown")
+        return job
+
+    # Checks that need more than the order
+
+    def _check_load(self, account: bytes) -> None:
+        if len(self.live) >= MAX_LIVE:
+            raise Unavailable(f"{MAX_LIVE} orders are live; try later", rule="order.busy")
+        if sum(job.requester == account for job in self.live.values()) >= MAX_LIVE_EACH:
+            raise Unavailable(f"{MAX_LIVE_EACH} orders of this account are live; try later", rule="order.busy")
+
+    async def _check_funds(self) -> None:
+        ledger = self._parts.ledger
+        if ledger.note:
+            await ledger.check_funds()
+        if ledger.note:
+            raise Unavailable(ledger.note, rule="broker.funds")
+
+    def _compute_promised(self, account: bytes) -> int:
+        return sum(job.auction.promised for job in self.live.values() if job.requester == account)
+
+    def _check_inputs(self, spec: JobSpec, account: bytes) -> None:
+        custody = self._parts.custody
+        for digest, size in ((spec.code, spec.code_bytes), (spec.inputs, spec.input_bytes)):
+            held = 0 if digest == EMPTY else custody.check_held([digest], account)
+            if held != size:
+                why = f"{show_digest(digest)} has {held} bytes, the job spec says {size}"
+                raise Refused(why, rule="order.blobs")
+
+    def _list_offers(self, now: int) -> list[Any]:
+        parts = self._parts
+        return [one for one in parts.directory.list_standing(now) if parts.ledger.knows_provider(one.provider)]
+
+    # Machines
+
+    def _make(self, order_id: bytes) -> LiveJob:
+        parts = self._parts
+        auction = Auction(parts.signer, parts.house)
+        driver: Driver[AuctionEvent, AuctionEffect] = Driver(
+            order_id.hex(),
+            auction,
+            lambda effect: self._perform(order_id, effect),
+            journal=parts.journal,
+            events=AuctionEvent,
+            restarted=Restarted(),
+            clock=parts.clock,
+        )
+        job = LiveJob(order_id, auction, driver)
+        self.live[order_id] = job
+        return job
+
+    def _post(self, job: LiveJob, event: AuctionEvent) -> None:
+        job.driver.post(event)
+        if job.driver.failed is not None:
+            raise Fault("the machine of this order has stopped; see the broker's log", rule="auction.failed")
+
+    def _report(self, lease: bytes, event: LeaseChanged) -> None:
+        order_id = self._leases.get(lease)
+        if order_id is not None:
+            self.post(order_id, event)
+
+    def _index(self, job: LiveJob) -> None:
+        if any(job.lease):
+            self._leases[job.lease] = job.order_id
+
+    def _perform(self, order_id: bytes, effect: AuctionEffect) -> Coroutine[Any, Any, AuctionEvent | None] | None:
+        chain, ledger, job = self._parts.house.chain, self._parts.ledger, self.live[order_id]
+        match effect:
+            case Announce(announcement=signed) | PublishBook(book=signed) | Withdraw(withdrawal=signed):
+                return self._publish(topics.orders(chain), signed)
+            case PublishAward(provider=None, award=award):
+                return self._publish(topics.orders(chain), award)
+            case PublishAward(provider=provider, award=signed) | Acknowledge(provider=provider, acknowledgement=signed):
+                return self._publish(topics.down(chain, provider or b""), signed)
+            case PassAcceptance(provider=provider, acceptance=signed):
+                return self._publish(topics.down(chain, provider), signed)
+            case SubmitOpen():
+                return ledger.open(effect)
+            case WatchLease(lease=lease):
+                ledger.watch(lease)
+            case GrantInputs(provider=provider, until=until):
+                self._parts.custody.grant(_list_inputs(job.auction.spec), provider, until)
+            case StoreStorageReceipt():
+                self._keep(job, effect)
+            case Notify():
+                job.refresh()
+                self._index(job)
+                self._log.info("job", job=show_job(order_id), state=job.state)
+            case Finish():
+                task = asyncio.get_running_loop().create_task(self._put_away(job))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case _:
+                assert_never(effect)
+        return None
+
+    def _keep(self, job: LiveJob, effect: StoreStorageReceipt) -> None:
+        """The provider holds its outputs; the parties may read them."""
+        custody, auction = self._parts.custody, job.auction
+        if auction.winner is not None:
+            custody.extend(effect.blobs, auction.winner.body.provider, effect.until)
+        for party in (auction.order.requester, auction.order.watcher):
+            if party is not None:
+                custody.grant(effect.blobs, party, effect.until)
+
+    async def _publish(self, topic: str, signed: Any) -> None:
+        with contextlib.suppress(Unavailable):
+            try:
+                await self._parts.bus.publish(topic, encode(signed), expiry_s=ANNOUNCE_EXPIRY_S)
+            except Refused as error:
+                self._log.error("a message could not be sent", rule=error.rule, why=error.message)
+
+    async def _put_away(self, job: LiveJob) -> None:
+        parts = self._parts
+        parts.ledger.unwatch(job.lease)
+        parts.archive.add(job, parts.clock.now())
+        parts.journal.drop(job.driver.name)
+        self.live.pop(job.order_id, None)
+        for lease in [one for one, order_id in self._leases.items() if order_id == job.order_id]:
+            del self._leases[lease]
+        job.refresh()
+        await job.driver.close()
+
+
+def _list_inputs(spec: JobSpec) -> tuple[bytes, ...]:
+    return tuple(digest for digest in (spec.code, spec.inputs) if digest != EMPTY)

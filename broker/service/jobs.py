@@ -1,0 +1,204 @@
+"""Jobs as the API sees them: documents and progress behind a cursor, people who wait for more, and the archive of those
+that are over.
+
+Documents are `Auction.news`, rebuilt by replay; progress lives in memory alone and is bounded. A cursor counts both, so
+that a restart, which loses progress, never makes a reader miss a document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from broker.auction.events import AuctionEffect, AuctionEvent
+from broker.auction.machine import Auction
+from broker.protocol.api import Accepted, Advanced, Delivered, Ended, Events, JobEvent, JobSummary
+from chain.base.codec import encode
+from chain.base.keys import Signed
+from chain.ledger.terms.work import Acceptance, StorageReceipt, compute_receipt_id
+from chain.runtime.driver import Driver
+
+PAGE_BYTES = 2 << 20
+"""Bytes behind which a page of events ends."""
+
+PAGE_ITEMS = 256
+
+PROGRESS_BYTES = 2 << 20
+"""Log bytes of one job kept in memory; the oldest give way. The whole log is a blob of the receipt."""
+
+PROGRESS_ITEMS = 2_000
+
+_PROGRESS_BITS = 32
+"""A cursor is documents x 2^32 + progress."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS archive (
+    job BLOB PRIMARY KEY, lease BLOB NOT NULL, requester BLOB NOT NULL, watcher BLOB, provider BLOB,
+    title TEXT NOT NULL, state TEXT NOT NULL, posted INTEGER NOT NULL, ended INTEGER NOT NULL, documents BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS archive_lease ON archive (lease);
+CREATE INDEX IF NOT EXISTS archive_requester ON archive (requester, posted);
+"""
+
+
+class Job:
+    """One order, live or over: who its parties are and what happened."""
+
+    def __init__(self, order_id: bytes) -> None:
+        self.order_id = order_id
+        self.documents: Sequence[JobEvent] = ()
+        self.lease = bytes(32)
+        self.requester = b""
+        self.watcher: bytes | None = None
+        self.provider: bytes | None = None
+        self.title = ""
+        self.posted = 0
+
+    @property
+    def state(self) -> str:
+        """How it ended, or the kind of the newest document."""
+        return name_state(self.documents)
+
+    def find_storage(self, chain_id: bytes, receipt: bytes) -> Signed[StorageReceipt] | None:
+        """Our storage receipt for a receipt that was delivered before."""
+        for one in self.documents:
+            if isinstance(one, Delivered) and compute_receipt_id(chain_id, one.delivery.receipt.body) == receipt:
+                return one.storage
+        return None
+
+    def find_acceptance(self) -> Signed[Acceptance] | None:
+        """The newest acceptance."""
+        return next((one.acceptance for one in reversed(self.documents) if isinstance(one, Accepted)), None)
+
+    def read(self, after: int) -> Events:
+        """A page of what lies behind the cursor."""
+        return page(self.documents, (), 0, after)
+
+    def summarize(self) -> JobSummary:
+        """Its line in the requester's list."""
+        return JobSummary(self.order_id.hex(), self.title, self.state, self.posted)
+
+
+class LiveJob(Job):
+    """A job with its machine, and those who wait for something to happen to it."""
+
+    def __init__(self, order_id: bytes, auction: Auction, driver: Driver[AuctionEvent, AuctionEffect]) -> None:
+        super().__init__(order_id)
+        self.auction = auction
+        self.driver = driver
+        self.documents = auction.news
+        self._progress: list[tuple[int, Advanced]] = []
+        self._dropped = 0
+        self._bytes = 0
+        self._changed = asyncio.Event()
+
+    def refresh(self) -> None:
+        """Take over from the machine what may have changed, and wake those who wait."""
+        auction = self.auction
+        if auction.posted and not self.posted:
+            order = auction.order
+            self.requester, self.watcher = order.requester, order.watcher
+            self.title, self.posted = auction.spec.title, auction.posted
+        self.lease = auction.lease
+        self.provider = auction.winner.body.provider if auction.winner else None
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def add_progress(self, one: Advanced) -> None:
+        """Take progress; the oldest gives way."""
+        self._progress.append((len(self.documents), one))
+        self._bytes += len(one.log)
+        while len(self._progress) > PROGRESS_ITEMS or self._bytes > PROGRESS_BYTES:
+            _, gone = self._progress.pop(0)
+            self._bytes -= len(gone.log)
+            self._dropped += 1
+        self.refresh()
+
+    def read(self, after: int) -> Events:
+        """A page of what lies behind the cursor."""
+        return page(self.documents, self._progress, self._dropped, after)
+
+    async def wait(self, deadline: float) -> bool:
+        """Whether something happened before `deadline`, in the loop's time."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def name_state(documents: Sequence[JobEvent]) -> str:
+    """`JobSummary.state` of a job with these documents."""
+    if not documents:
+        return "new"
+    last = documents[-1]
+    return last.state if isinstance(last, Ended) else type(last).__name__.lower()
+
+
+def page(documents: Sequence[JobEvent], progress: Sequence[tuple[int, Advanced]], dropped: int, after: int) -> Events:
+    """Documents and progress behind a cursor, in the order in which they came; `progress` says behind how many
+    documents each came, `dropped` how many gave way before the first of them.
+    """
+    at, seen = after >> _PROGRESS_BITS, after & (2**_PROGRESS_BITS - 1)
+    end = dropped + len(progress)
+    at, seen = min(at, len(documents)), (max(seen, dropped) if seen <= end else dropped)
+    items: list[JobEvent] = []
+    size = 0
+    while len(items) < PAGE_ITEMS and size < PAGE_BYTES:
+        coming = progress[seen - dropped] if seen < end else None
+        if coming is not None and (coming[0] <= at or at >= len(documents)):
+            items.append(coming[1])
+            seen += 1
+        elif at < len(documents):
+            items.append(documents[at])
+            at += 1
+        else:
+            break
+        size += len(encode(items[-1]))
+    return Events(at << _PROGRESS_BITS | seen, tuple(items))
+
+
+class Archive:
+    """Documents of jobs that are over."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._decoder = msgspec.msgpack.Decoder(tuple[JobEvent, ...])
+
+    def add(self, job: Job, now: int) -> None:
+        """Put a job away; again is no error."""
+        row = (job.order_id, job.lease, job.requester, job.watcher, job.provider, job.title, job.state, job.posted, now)
+        query = "INSERT OR REPLACE INTO archive VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        self._connection.execute(query, (*row, encode(tuple(job.documents))))
+
+    def find(self, order_id: bytes) -> Job | None:
+        """A job by its order."""
+        return self._find("job", order_id)
+
+    def find_lease(self, lease: bytes) -> Job | None:
+        """A job by its lease."""
+        return self._find("lease", lease)
+
+    def summarize(self, requester: bytes, limit: int) -> list[JobSummary]:
+        """A requester's newest jobs that are over."""
+        query = "SELECT job, title, state, posted FROM archive WHERE requester = ? ORDER BY posted DESC LIMIT ?"
+        rows = self._connection.execute(query, (requester, limit)).fetchall()
+        return [JobSummary(bytes(job).hex(), title, state, posted) for job, title, state, posted in rows]
+
+    def sweep(self, ended_before: int) -> None:
+        """Forget what ended before an Instant."""
+        self._connection.execute("DELETE FROM archive WHERE ended < ?", (ended_before,))
+
+    def _find(self, column: str, value: bytes) -> Job | None:
+        names = "job, lease, requester, watcher, provider, title, posted, documents"
+        row = self._connection.execute(f"SELECT {names} FROM archive WHERE {column} = ?", (value,)).fetchone()
+        if row is None:
+            return None
+        job = Job(bytes(row[0]))
+        job.lease, job.requester, job.watcher, job.provider, job.title, job.posted = row[1:7]
+        job.documents = self._decoder.decode(row[7])
+        return job
