@@ -51,6 +51,7 @@ _DTYPES: Final = frozenset(
     ["|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16"]
 )
 _MAX_DIMENSIONS: Final = 32
+_CONTAINERS: Final = frozenset({list, tuple, dict})
 _LEAVES: Final = frozenset({type(None), bool, float, bytes, complex})
 _KEYS: Final = frozenset({type(None), bool, int, float, str, bytes})
 
@@ -272,25 +273,20 @@ class _Reader:
             raise BadValue(f"more than {MAX_CONTAINERS} lists and dicts")
 
 
-def _check_depth(value: object, max_depth: int) -> None:
+def _check_depth(value: Any, max_depth: int) -> None:
     """Every level of containers once, without recursion; a tuple mark that is no first element of a list is refused
     here.
     """
     level = [value]
-    for _ in range(max_depth + 1):
-        if any(item is _TUPLE_MARK for item in level):
-            raise BadValue("a tuple mark outside a tuple")
-        below: list[object] = []
-        for item in level:
-            if type(item) is list or type(item) is tuple:
-                below.extend(item)
-            elif type(item) is dict:
-                below.extend(item.values())
-        if not below:
+    for depth in range(max_depth + 1):
+        if any(item is _TUPLE_MARK or type(item) is msgpack.Timestamp for item in level):
+            raise BadValue("a tuple mark outside a tuple, or a timestamp")
+        containers = [item for item in level if type(item) in _CONTAINERS]
+        if not containers:
             return
-        level = below
-    if any(type(item) in (list, tuple, dict) for item in level):
-        raise BadValue(f"nested deeper than {max_depth} levels")
+        if depth == max_depth:
+            raise BadValue(f"nested deeper than {max_depth} levels")
+        level = [item for one in containers for item in (one.values() if type(one) is dict else one)]
 
 
 def _decode(code: int, data: bytes) -> object:

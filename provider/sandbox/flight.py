@@ -53,7 +53,9 @@ class Flight:
         self._info = b""
         self._init = -1
         self._verdict: tuple[Cause, str] | None = None
-        self._reported = False
+        self._next = task.first
+        self._end_index = task.first + task.count
+        self._failed = False
         self._closed: Closed | None = None
         self._gone = asyncio.Event()
         self._parser = FrameParser(
@@ -239,12 +241,14 @@ class Flight:
         if cap is not None and done.index - self._task.first >= cap:
             cause, detail = Cause.OUTPUT, f"more than {cap} outputs"
         self._report(done.index, cause, detail, done.output, done.error)
-        if cause != Cause.OK:
-            self._reported = True
-            self._end(cause, detail)
-        self._arm_wall()
+        self._failed = cause != Cause.OK
+        if self._failed or self._next == self._end_index:
+            self._end(cause, detail)  # nothing a job does after its last segment is of use to anybody
+        else:
+            self._arm_wall()
 
     def _report(self, index: int, cause: Cause, detail: str, output: bytes = b"", error: bytes = b"") -> None:
+        self._next = index + 1
         text = error.decode("utf-8", "replace") or detail
         self.events.put_nowait(self._account.close_segment(index, cause, output, text, self._loop.time() * 1000))
 
@@ -350,12 +354,10 @@ class Flight:
         if self._verdict is None:
             self._verdict = self._judge_end()
         cause, detail = self._verdict
-        if cause not in (Cause.OK, Cause.HOST) and not self._reported:
-            self._report(self._parser.next_index, cause, detail)
+        if cause not in (Cause.OK, Cause.HOST) and not self._failed:
+            self._report(self._next, cause, detail)
 
     def _judge_end(self) -> tuple[Cause, str]:
-        if self._parser.next_index >= self._task.first + self._task.count:
-            return Cause.OK, ""
         evidence = self._get_evidence()
         if self._closed is not None and self._closed.outcome != wire.OK:
             return judge(self._closed.outcome, self._closed.number, evidence)
