@@ -199,9 +199,9 @@ JobEvent = Announced | Closed | Unmatched | Awarded | Opened | Advanced | Delive
 
 
 class Events(Record, frozen=True, tag="events"):
-    """A page of a job's events; ask again with `after=next`. Progress events may be dropped by a restart, documents
-    never.
+    """A page of a job's events; ask again with `after=next`, a cursor that means nothing to anybody but the broker.
+    Progress events may be dropped by a restart, documents never.
     """
 
-    next: Count
+    next: Amount
     items: Annotated[tuple[JobEvent, ...], msgspec.Meta(max_length=1024)]
