@@ -129,13 +129,18 @@ class _SeatText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beacon: str
 
 
+class _GrantText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    account: str
+    amount: Amount
+
+
 class _GenesisText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Count
     name: Name
     time: Instant
     params: dict[str, int | bool]
     seats: list[_SeatText]
-    balances: dict[str, Amount]
+    balances: list[_GrantText]
 
 
 def write_genesis(genesis: Genesis) -> str:
@@ -146,7 +151,7 @@ def write_genesis(genesis: Genesis) -> str:
         genesis.time,
         {name: getattr(genesis.params, name) for name in Params.__struct_fields__},
         [_SeatText(seat.key.hex(), seat.beacon.hex()) for seat in genesis.seats],
-        {grant.account.hex(): grant.amount for grant in genesis.balances},
+        [_GrantText(grant.account.hex(), grant.amount) for grant in genesis.balances],
     )
     return msgspec.json.format(msgspec.json.encode(text), indent=2).decode() + "\n"
 
@@ -165,7 +170,7 @@ def read_genesis(text: str | bytes) -> Genesis:
             form.time,
             msgspec.convert([*_order_params(form.params)], Params),
             tuple(Seat(bytes.fromhex(seat.key), bytes.fromhex(seat.beacon)) for seat in form.seats),
-            tuple(Grant(bytes.fromhex(account), amount) for account, amount in form.balances.items()),
+            tuple(Grant(bytes.fromhex(grant.account), grant.amount) for grant in form.balances),
         )
         if any(len(seat.beacon) != 32 for seat in genesis.seats):
             raise ValueError("a beacon head has 32 bytes")

@@ -8,6 +8,7 @@ from chain.base.keys import Signed
 from chain.base.merkle import EMPTY_ROOT
 from chain.ledger.entries import LeaseRecord, ReceiptNote
 from chain.ledger.rules.scope import Scope
+from chain.ledger.terms.outcome import FINAL_FAILURES
 from chain.ledger.terms.work import Acceptance, Receipt, StorageReceipt, compute_receipt_id
 
 
@@ -23,6 +24,8 @@ def check_receipt(lease: LeaseRecord, receipt: Receipt) -> None:
         raise Refused(f"{receipt.count} segments where {lease.held} are held", rule="R5.count")
     if (receipt.count == 0) != (receipt.records == EMPTY_ROOT):
         raise Refused("the empty root stands for no segments and for nothing else", rule="R18.empty")
+    if receipt.count == 0 and receipt.cause in FINAL_FAILURES:
+        raise Refused("a segment that failed is a segment: without one there is no cause", rule="R9.cause")
 
 
 def check_receipt_signature(scope: Scope, lease: LeaseRecord, signed: Signed[Receipt]) -> None:

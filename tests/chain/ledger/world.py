@@ -80,8 +80,14 @@ class World:
         self.ledger = Ledger(self.genesis)
         self.chain_id = self.ledger.chain_id
         self.count = 0
+        self.commits: list[Committed] = []
         if bond:
             self.block(*(self.tx(name, RegisterProvider(bond)) for name in ("provider", "rival")))
+
+    @property
+    def history(self) -> list[Block]:
+        """Blocks committed so far."""
+        return [committed.block for committed in self.commits]
 
     @property
     def now(self) -> int:
@@ -129,6 +135,7 @@ class World:
         block = self.propose(*txs, time=time)
         applied = self.ledger.apply(block)
         committed = self.ledger.commit(applied.id)
+        self.commits.append(committed)
         self.ledger.check_conservation()
         return committed
 
@@ -186,7 +193,7 @@ class World:
         }
         return Order(**{**fields, **changes})
 
-    def bid(self, order: Order, provider: str = "provider", **changes: Any) -> Bid:
+    def bid(self, order: Order, provider: str = "provider", /, **changes: Any) -> Bid:
         """900,000 micro-credits a segment, a bond of the whole price."""
         fields: dict[str, Any] = {
             "order": compute_order_id(self.chain_id, order),
@@ -201,7 +208,7 @@ class World:
         }
         return Bid(**{**fields, **changes})
 
-    def award(self, order: Order, bid: Bid, **changes: Any) -> Award:
+    def award(self, order: Order, bid: Bid, /, **changes: Any) -> Award:
         """The whole range of replica 0 at the bid's price, commission 2 %."""
         fields: dict[str, Any] = {
             "order": compute_order_id(self.chain_id, order),
@@ -240,7 +247,7 @@ class World:
         assert lease is not None
         return lease
 
-    def receipt(self, lease: LeaseRecord, count: int | None = None, **changes: Any) -> Receipt:
+    def receipt(self, lease: LeaseRecord, count: int | None = None, /, **changes: Any) -> Receipt:
         """A receipt for the whole range, all ok."""
         count = lease.terms.count if count is None else count
         fields: dict[str, Any] = {
@@ -258,7 +265,7 @@ class World:
         }
         return Receipt(**{**fields, **changes})
 
-    def acceptance(self, lease: LeaseRecord, receipt: Receipt, **changes: Any) -> Acceptance:
+    def acceptance(self, lease: LeaseRecord, receipt: Receipt, /, **changes: Any) -> Acceptance:
         """The requester accepts all segments of a receipt."""
         spans = (Span(receipt.first, receipt.count),) if receipt.count else ()
         fields: dict[str, Any] = {
@@ -270,13 +277,13 @@ class World:
         }
         return Acceptance(**{**fields, **changes})
 
-    def settle(self, lease: LeaseRecord, receipt: Receipt | None = None, **acceptance: Any) -> Settle:
+    def settle(self, lease: LeaseRecord, receipt: Receipt | None = None, /, **acceptance: Any) -> Settle:
         """A settle of a receipt (by default the whole range), accepted as told."""
         receipt = receipt or self.receipt(lease)
         accepted = self.acceptance(lease, receipt, **acceptance)
         return Settle(self.sign("provider", Tag.RECEIPT, receipt), self.sign("requester", Tag.ACCEPTANCE, accepted))
 
-    def storage(self, lease: LeaseRecord, receipt: Receipt, **changes: Any) -> StorageReceipt:
+    def storage(self, lease: LeaseRecord, receipt: Receipt, /, **changes: Any) -> StorageReceipt:
         """The holder keeps what the receipt commits to for a day."""
         fields: dict[str, Any] = {
             "holder": self.key("holder"),
@@ -287,7 +294,7 @@ class World:
         }
         return StorageReceipt(**{**fields, **changes})
 
-    def deliver(self, lease: LeaseRecord, receipt: Receipt | None = None, **storage: Any) -> Deliver:
+    def deliver(self, lease: LeaseRecord, receipt: Receipt | None = None, /, **storage: Any) -> Deliver:
         """A delivery of a receipt (by default the whole range)."""
         receipt = receipt or self.receipt(lease)
         kept = self.storage(lease, receipt, **storage)
