@@ -268,10 +268,17 @@ class Purchase:
         self._end(phase, f"job.{phase.value}", item.text)
 
     def _take_award(self, item: Awarded) -> list[PurchaseEffect]:
-        """A second award stands for a first one that did not open; both are signed, so both stay known."""
-        if self.opened or item == self.awarded:
+        """A second award stands for a first one that did not open; both are signed, so both stay known. Once a lease
+        is open only its own award counts, whichever of chain and broker spoke first.
+        """
+        if item == self.awarded:
+            return []
+        if self.lease is not None and item.lease != self.lease.lease:
+            self.tried |= {item.award.body.bid}
             return []
         if self.awarded is not None:
+            if self.opened and self.lease is None:
+                return []
             self.tried |= {self.awarded.award.body.bid}
         self.awarded = item
         return self._check_award()

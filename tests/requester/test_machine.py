@@ -201,6 +201,16 @@ def test_an_award_after_opening_changes_nothing() -> None:
     assert shell.machine.awarded == world.awarded
 
 
+def test_the_chain_may_be_ahead_of_the_broker() -> None:
+    shell, tried = Shell(), World()
+    w = shell.world
+    tried.bid = w.bids[0]
+    shell.tell(e.Restarted(), e.Submitted(), shell.lease(), tried.awarded, w.awarded, w.closed, w.delivered)
+    assert shell.machine.awarded == w.awarded
+    assert len(shell.machine.tried) == 1
+    assert kinds(shell.tell(shell.found)) == [e.PostAcceptance, e.TellPhase]
+
+
 # ---- something is gone ----
 
 

@@ -44,6 +44,7 @@ REQUESTER, BROKER, PROVIDER, RIVAL, STRANGER = (Signer(bytes([number]) * 32) for
 OUTPUT = b"packed result"
 TRACE = b"Traceback: ValueError: no"
 LOG = b"epoch 1\n"
+USAGE = Usage(100, 1 << 20, 120, 6, 13)
 INPUT = compute_digest(b"inputs")
 
 
@@ -78,9 +79,18 @@ class World:
     cap: int = 2_000_000
     prices: tuple[int, int] = (1_000_000, 1_500_000)
     kind: Kind = Kind.RUN
-    blobs: tuple[bytes, ...] = (OUTPUT, TRACE, LOG)
     overrides: dict[str, Any] = field(default_factory=dict)
     tried: frozenset[bytes] = frozenset()
+    chain: bytes = CHAIN
+    now: int = NOW
+    output: bytes = OUTPUT
+    trace: bytes = TRACE
+    log: bytes = LOG
+    usage: Usage = USAGE
+
+    @cached_property
+    def blobs(self) -> tuple[bytes, ...]:
+        return self.output, self.trace, self.log
 
     @cached_property
     def spec(self) -> JobSpec:
@@ -89,17 +99,17 @@ class World:
     @cached_property
     def order(self) -> Signed[Order]:
         terms = Terms(cap=self.cap, segment_wall=60_000, segments=self.segments)
-        parties = Parties(CHAIN, REQUESTER.key, BROKER.key)
-        order = make_order(self.spec, terms, parties, now=NOW, salt=bytes(16))
-        return REQUESTER.sign(Tag.ORDER, CHAIN, change(order, **self.overrides))
+        parties = Parties(self.chain, REQUESTER.key, BROKER.key)
+        order = make_order(self.spec, terms, parties, now=self.now, salt=bytes(16))
+        return REQUESTER.sign(Tag.ORDER, self.chain, change(order, **self.overrides))
 
     @cached_property
     def order_id(self) -> bytes:
-        return compute_order_id(CHAIN, self.order.body)
+        return compute_order_id(self.chain, self.order.body)
 
     def make_bid(self, signer: Signer, price: int, **fields: Any) -> Signed[Bid]:
-        body = Bid(self.order_id, signer.key, price, 1, NOW, 2_000, (), NOW + 12_000, bytes(16))
-        return signer.sign(Tag.BID, CHAIN, change(body, **fields))
+        body = Bid(self.order_id, signer.key, price, 1, self.now, 2_000, (), self.now + 12_000, bytes(16))
+        return signer.sign(Tag.BID, self.chain, change(body, **fields))
 
     @cached_property
     def bids(self) -> tuple[Signed[Bid], ...]:
@@ -115,58 +125,58 @@ class World:
         return Book(
             order=self.order_id,
             bids=self.bids,
-            declines=(STRANGER.sign(Tag.DECLINE, CHAIN, decline),),
-            last=checks.compute_last_acknowledgement(CHAIN, self.order_id, self.bids),
+            declines=(STRANGER.sign(Tag.DECLINE, self.chain, decline),),
+            last=checks.compute_last_acknowledgement(self.chain, self.order_id, self.bids),
             root=compute_root([encode(bid) for bid in self.bids]),
-            closed=NOW + 1_000,
+            closed=self.now + 1_000,
         )
 
     @cached_property
     def book(self) -> Signed[Book]:
-        return BROKER.sign(Tag.BOOK, CHAIN, self.book_body)
+        return BROKER.sign(Tag.BOOK, self.chain, self.book_body)
 
     @cached_property
     def award_body(self) -> Award:
         return Award(
             order=self.order_id,
-            bid=compute_bid_id(CHAIN, self.bid.body),
+            bid=compute_bid_id(self.chain, self.bid.body),
             replica=0,
             first=0,
             count=self.segments,
             price=self.bid.body.price,
-            commission=200,
+            commission=self.order.body.commission,
             book=self.book_body.root,
-            start=INPUT,
+            start=self.order.body.start,
             runner_up=None,
-            valid_until=NOW + 12_000,
+            valid_until=self.now + 12_000,
         )
 
     @cached_property
     def award(self) -> Signed[Award]:
-        return BROKER.sign(Tag.AWARD, CHAIN, self.award_body)
+        return BROKER.sign(Tag.AWARD, self.chain, self.award_body)
 
     @cached_property
     def award_id(self) -> bytes:
-        return compute_award_id(CHAIN, self.award.body)
+        return compute_award_id(self.chain, self.award.body)
 
     @cached_property
     def lease(self) -> bytes:
-        return compute_lease_id(CHAIN, self.award.body)
+        return compute_lease_id(self.chain, self.award.body)
 
     @cached_property
     def record_bodies(self) -> tuple[SegmentRecord, ...]:
-        output, trace = compute_digest(OUTPUT), compute_digest(TRACE)
+        output, trace = compute_digest(self.output), compute_digest(self.trace)
         return tuple(
             SegmentRecord(
                 lease=self.lease,
                 index=index,
                 provider=PROVIDER.key,
-                input=INPUT if index == 0 else output,
+                input=self.order.body.start if index == 0 else output,
                 output=output if cause is Cause.OK else checks.EMPTY,
                 error=checks.EMPTY if cause is Cause.OK else trace,
                 cause=cause,
-                usage=Usage(100, 1 << 20, 120, 6, 13),
-                started=NOW + 2_000,
+                usage=self.usage,
+                started=self.now + 2_000,
                 dispatch="x86-64",
             )
             for index, cause in enumerate(self.causes)
@@ -183,18 +193,18 @@ class World:
             cause=self.record_bodies[-1].cause,
             usage=sum((record.usage for record in self.record_bodies), Usage()),
             environment=Environment("ns", self.order.body.runtime, 1, "openblas"),
-            log=compute_digest(LOG),
+            log=compute_digest(self.log),
             provenance=checks.EMPTY,
-            finished=NOW + 3_000,
+            finished=self.now + 3_000,
         )
 
     @cached_property
     def receipt(self) -> Signed[Receipt]:
-        return PROVIDER.sign(Tag.RECEIPT, CHAIN, self.receipt_body)
+        return PROVIDER.sign(Tag.RECEIPT, self.chain, self.receipt_body)
 
     @cached_property
     def records(self) -> tuple[Signed[SegmentRecord], ...]:
-        return tuple(PROVIDER.sign(Tag.SEGMENT, CHAIN, body) for body in self.record_bodies)
+        return tuple(PROVIDER.sign(Tag.SEGMENT, self.chain, body) for body in self.record_bodies)
 
     @cached_property
     def delivery(self) -> Delivery:
@@ -202,12 +212,12 @@ class World:
 
     @cached_property
     def storage_body(self) -> StorageReceipt:
-        receipt = compute_receipt_id(CHAIN, self.receipt_body)
-        return StorageReceipt(BROKER.key, self.lease, receipt, 100, NOW + 86_400_000)
+        receipt = compute_receipt_id(self.chain, self.receipt_body)
+        return StorageReceipt(BROKER.key, self.lease, receipt, 100, self.now + 86_400_000)
 
     @cached_property
     def storage(self) -> Signed[StorageReceipt]:
-        return BROKER.sign(Tag.STORAGE, CHAIN, self.storage_body)
+        return BROKER.sign(Tag.STORAGE, self.chain, self.storage_body)
 
     @cached_property
     def found(self) -> dict[bytes, int]:
@@ -217,31 +227,31 @@ class World:
 
     @property
     def award_facts(self) -> checks.AwardFacts:
-        return checks.AwardFacts(CHAIN, self.order, self.spec, self.award, self.bid, self.lease)
+        return checks.AwardFacts(self.chain, self.order, self.spec, self.award, self.bid, self.lease)
 
     @property
     def book_facts(self) -> checks.BookFacts:
-        return checks.BookFacts(CHAIN, self.order.body, self.award.body, self.book, self.tried)
+        return checks.BookFacts(self.chain, self.order.body, self.award.body, self.book, self.tried)
 
     @property
     def delivery_facts(self) -> checks.DeliveryFacts:
         award, bid = self.award.body, self.bid.body
         return checks.DeliveryFacts(
-            CHAIN, self.order.body, self.spec, award, bid, self.delivery, self.storage, self.found
+            self.chain, self.order.body, self.spec, award, bid, self.delivery, self.storage, self.found
         )
 
     @property
     def closed(self) -> Closed:
-        return Closed(NOW + 1_000, self.book)
+        return Closed(self.now + 1_000, self.book)
 
     @property
     def awarded(self) -> Awarded:
-        return Awarded(NOW + 1_000, self.award, self.bid, self.lease)
+        return Awarded(self.now + 1_000, self.award, self.bid, self.lease)
 
     @property
     def opened(self) -> Opened:
-        return Opened(NOW + 1_100, self.lease)
+        return Opened(self.now + 1_100, self.lease)
 
     @property
     def delivered(self) -> Delivered:
-        return Delivered(NOW + 3_000, self.delivery, self.storage)
+        return Delivered(self.now + 3_000, self.delivery, self.storage)
