@@ -1,0 +1,100 @@
+"""What this host is: its sandbox, runtimes and numeric labels, and what it says of itself in an offer."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from broker.protocol.jobs import Level, Runtime
+from broker.protocol.messages import Offer
+from chain.base.errors import Unavailable
+from chain.runtime.home import tally_home
+from provider.bidding.desk import Funds
+from provider.daemon.links import Host
+from provider.daemon.settings import ProviderSettings
+from provider.sandbox.abilities import HostAbilities
+from provider.sandbox.executor import Sandbox
+from provider.sandbox.probe import probe
+from provider.sandbox.runtimes import RuntimeImage, build_image, get_default_folder
+
+OFFER_MS = 60_000
+"""How long an offer stands without being renewed."""
+
+HEARTBEAT_SECONDS = 20.0
+"""How often it is renewed."""
+
+_FEATURES = ("avx512f", "avx2", "avx", "sse4_2", "asimd")
+"""CPU features that numeric libraries dispatch on, best first (threats.md trap 8)."""
+
+
+async def examine(settings: ProviderSettings) -> tuple[RuntimeImage, HostAbilities]:
+    """Build the runtime image if need be, and try out what the host can enforce. Raises `Unavailable` where the image
+    cannot be built.
+    """
+    image = build_image(find_runtimes(settings))
+    return image, await probe(image)
+
+
+def find_runtimes(settings: ProviderSettings) -> Path:
+    """Where images lie: they must be reachable by the users that jobs run as, hence never below a home of root."""
+    if settings.runtimes:
+        return Path(settings.runtimes)
+    if os.geteuid() == 0:
+        return get_default_folder(None)
+    return tally_home() / "runtimes"
+
+
+def open_sandbox(image: RuntimeImage, abilities: HostAbilities, slots: int) -> Sandbox:
+    """The sandbox of a host that can enforce what is needed, else `Unavailable` under `sandbox.level` (there is no
+    other way to run jobs).
+    """
+    if abilities.level is None or abilities.level.rank < Level.NS.rank:
+        why = "; ".join(abilities.reasons) or "unknown reasons"
+        raise Unavailable(f"this host can't sandbox jobs, so it takes none: {why}", rule="sandbox.level")
+    return Sandbox(image, abilities, slots=slots)
+
+
+def describe(image: RuntimeImage, abilities: HostAbilities) -> Host:
+    """What records, receipts and offers say of this host."""
+    if abilities.level is None:
+        raise Unavailable("this host can't sandbox jobs", rule="sandbox.level")
+    packages = tuple(sorted(name for name, _ in image.packages))
+    return Host(abilities.level, (Runtime(image.python, packages),), find_dispatch(), find_blas())
+
+
+def find_dispatch() -> str:
+    """The strongest CPU feature that numeric libraries choose code by."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        flags = set()
+    return next((name for name in _FEATURES if name in flags), platform.machine())
+
+
+def find_blas() -> str:
+    """The linear algebra library NumPy was built with, and its version."""
+    built: Any = numpy.show_config(mode="dicts")
+    found = built.get("Build Dependencies", {}).get("blas", {})
+    return f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()[:200]
+
+
+def make_offer(key: bytes, host: Host, settings: ProviderSettings, funds: Funds, now: int) -> Offer:
+    """What this provider has and can enforce, at `now`."""
+    pool = settings.pool
+    free = max(0, funds.bond - max(funds.set_aside, funds.exposed))
+    return Offer(
+        provider=key,
+        sequence=now,
+        valid_until=now + OFFER_MS,
+        runtimes=host.runtimes,
+        level=host.level,
+        slots=pool.slots,
+        memory_bytes=pool.memory_bytes,
+        millicores=pool.millicores,
+        segment_wall=settings.wall_s * 1_000,
+        bond_free=free,
+    )

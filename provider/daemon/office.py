@@ -1,0 +1,235 @@
+"""The office: hears the broker, answers orders with bids and declines, and gives out slots.
+
+A promise is on disk before its bid is sent. A bid is answered by an award (to us or to another), by a withdrawal, or
+by running out. Awards are only hints: they let inputs be fetched ahead; work begins when the chain has the lease
+(R3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from broker.protocol import topics
+from broker.protocol.messages import (
+    Acknowledgement,
+    Announcement,
+    Book,
+    Offer,
+    Withdrawal,
+    read_from_broker,
+)
+from chain.base.codec import encode
+from chain.base.errors import Refused, TallyError
+from chain.base.keys import Signed
+from chain.ledger.terms.agreement import Award, compute_bid_id, compute_lease_id
+from chain.ledger.terms.work import Acceptance
+from chain.runtime.logs import get_logger, show_job
+from provider.bidding.desk import BidMade, Desk, Funds, Promise, Rates
+from provider.daemon.lease import fetch_blob
+from provider.daemon.links import Gear, TaskSet
+
+FORGET_SECONDS = 2.0
+"""How often bids that ran out are looked for."""
+
+MAX_SLEEP_MS = 5_000
+"""Longest sleep before waiting jobs are looked at again."""
+
+
+class Counter:
+    """Bids, promises and slots of one provider. `get_funds` says what the chain holds of ours, `hear_acceptance`
+    takes acceptances, `is_leased` knows leases.
+    """
+
+    def __init__(self, gear: Gear, rates: Rates, broker: bytes, offer: Offer) -> None:
+        self.desk = Desk(gear.signer, gear.chain_id, rates)
+        self.promises: dict[bytes, Promise] = {}
+        self.offer = offer
+        self.funds = Funds(0, 0, 0)
+        self.is_open = False
+        self.on_acceptance: Callable[[Signed[Acceptance]], None] = lambda _: None
+        self._gear = gear
+        self._broker = broker
+        self._tasks = TaskSet()
+        self._waiting: dict[bytes, Callable[[], None]] = {}
+        self._leased: set[bytes] = set()
+        self._ahead: dict[bytes, tuple[bytes, asyncio.Task[None]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._granting = False
+        self._log = get_logger("office")
+
+    def load(self) -> None:
+        """Read the promises of an earlier life."""
+        self.promises = self._gear.workspace.load_promises()
+
+    def adopt(self, promise: Promise) -> None:
+        """A lease of an earlier life still needs its slot."""
+        order_id = promise.bid.body.order
+        self._leased.add(order_id)
+        self.desk.confirm(promise, order_id, self._gear.clock.now())
+
+    def recover(self) -> None:
+        """Book the bids of an earlier life again; forget those that can open no lease any more."""
+        now = self._gear.clock.now()
+        for order_id, promise in list(self.promises.items()):
+            if order_id not in self._leased and not self.desk.recover(promise, order_id, now):
+                self._drop(order_id)
+
+    async def close(self) -> None:
+        """Stop fetching ahead and handing out slots."""
+        self.is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._tasks.close()
+
+    # The bus
+
+    async def listen(self) -> None:
+        """Hear the bus until it is closed."""
+        async for topic, data in self._gear.bus.messages():
+            try:
+                await self.hear(data)
+            except Refused as error:
+                self._log.info("not heeded", topic=topic, why=str(error))
+            except TallyError as error:
+                self._log.warning("not answered", topic=topic, why=str(error))
+
+    async def hear(self, data: bytes) -> None:
+        """One message of the broker. Raises `Refused` for what is not genuine or does not hold together."""
+        signed = read_from_broker(data, self._gear.chain_id, self._broker)
+        body = signed.body
+        match body:
+            case Announcement():
+                await self._answer(body)
+            case Award():
+                self._hear_award(body)
+            case Withdrawal():
+                if body.order in self.promises and body.order not in self._leased:
+                    self._drop(body.order)
+            case Acceptance():
+                self.on_acceptance(signed)
+            case Acknowledgement() | Book():
+                pass
+            case _:
+                raise Refused(f"a {type(body).__name__} is not for providers", rule="bus.kind")
+
+    async def _answer(self, announcement: Announcement) -> None:
+        gear = self._gear
+        if not self.is_open or announcement.broker != self._broker:
+            return
+        now = gear.clock.now()
+        self._forget()
+        made = self.desk.answer(announcement, self.offer, self.funds, now, os.urandom(16))
+        if made is None:
+            await self._repeat(announcement)
+            return
+        up = topics.up(gear.chain_id, gear.signer.key)
+        if isinstance(made, BidMade):
+            bid = made.promise.bid
+            self.promises[bid.body.order] = made.promise
+            gear.workspace.store_promise(bid.body.order, made.promise, now)
+            await gear.bus.publish(up, encode(bid), expiry_s=60)
+            self._log.info("bids", job=show_job(bid.body.order), price=bid.body.price)
+        else:
+            await gear.bus.publish(up, encode(made.decline), expiry_s=60)
+            body = made.decline.body
+            self._log.info("declines", job=show_job(body.order), reason=body.reason.value, text=body.text)
+
+    async def _repeat(self, announcement: Announcement) -> None:
+        """The same order again: the broker was restarted, or our bid got lost. It gets the same bid."""
+        gear = self._gear
+        for promise in self.promises.values():
+            if promise.announcement.order == announcement.order:
+                up = topics.up(gear.chain_id, gear.signer.key)
+                await gear.bus.publish(up, encode(promise.bid), expiry_s=60)
+
+    def _hear_award(self, award: Award) -> None:
+        promise = self.promises.get(award.order)
+        if promise is None or award.order in self._leased:
+            return
+        if award.bid != compute_bid_id(self._gear.chain_id, promise.bid.body):
+            self._drop(award.order)
+            return
+        if award.order not in self._ahead:
+            lease = compute_lease_id(self._gear.chain_id, award)
+            self._ahead[award.order] = (lease, self._tasks.start(self._fetch_ahead(promise, lease)))
+
+    async def _fetch_ahead(self, promise: Promise, lease: bytes) -> None:
+        spec = promise.announcement.spec
+        try:
+            await asyncio.gather(
+                fetch_blob(self._gear, lease, spec.code, spec.code_bytes),
+                fetch_blob(self._gear, lease, spec.inputs, spec.input_bytes),
+            )
+        except TallyError as error:
+            self._log.info("not fetched ahead", why=str(error))
+
+    # Leases and slots
+
+    def take_promise(self, order_id: bytes) -> Promise | None:
+        """A lease on this order is open: its promise moves to the lease's own journal, its booking stays."""
+        promise = self.promises.get(order_id)
+        if promise is not None:
+            self._leased.add(order_id)
+            self.desk.confirm(promise, order_id, self._gear.clock.now())
+        return promise
+
+    def ask_slot(self, order_id: bytes, grant: Callable[[], None]) -> None:
+        """Call `grant` once it is this order's turn."""
+        self._waiting[order_id] = grant
+        self._grant_soon()
+
+    def free_slot(self, order_id: bytes) -> None:
+        """The order's slot and booking are free, or no longer wanted."""
+        self._waiting.pop(order_id, None)
+        self.desk.release(order_id)
+        self._grant_soon()
+
+    def end_lease(self, order_id: bytes) -> None:
+        """The lease is over."""
+        self.free_slot(order_id)
+        self._leased.discard(order_id)
+        if self.promises.pop(order_id, None) is not None:
+            self._gear.workspace.drop_promise(order_id)
+        self._ahead.pop(order_id, None)
+
+    def _grant_soon(self) -> None:
+        if not self._granting:
+            self._granting = True
+            asyncio.get_running_loop().call_soon(self._grant)
+
+    def _grant(self) -> None:
+        self._granting = False
+        now = self._gear.clock.now()
+        for order_id in self.desk.capacity.take(self._waiting, now):
+            self._waiting.pop(order_id)()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.desk.capacity.wake_at(now)
+        if self._waiting:
+            delay = MAX_SLEEP_MS if due is None else min(due - now, MAX_SLEEP_MS)
+            self._timer = asyncio.get_running_loop().call_later(delay / 1_000, self._grant)
+
+    def _forget(self) -> None:
+        for order_id in self.desk.forget(self._gear.clock.now()):
+            if order_id not in self._leased:
+                self._drop(order_id)
+
+    def _drop(self, order_id: bytes) -> None:
+        """A bid is answered by no: its promise is void."""
+        self.desk.release(order_id)
+        self.promises.pop(order_id, None)
+        self._gear.workspace.drop_promise(order_id)
+        lease, task = self._ahead.pop(order_id, (b"", None))
+        if task is not None:
+            task.cancel()
+            self._gear.workspace.remove_folder(lease)
+        self._grant_soon()
+
+    async def keep_forgetting(self) -> None:
+        """Drop bids that ran out, for as long as the daemon runs."""
+        while True:
+            await asyncio.sleep(FORGET_SECONDS)
+            self._forget()
