@@ -102,15 +102,18 @@ async def run_world(folder: ChainFolder) -> AsyncIterator[World]:
 class NodeProcess:
     """`tally-chain run` as a process that can be killed."""
 
-    def __init__(self, folder: ChainFolder) -> None:
+    def __init__(self, folder: ChainFolder, prelude: str = "") -> None:
+        """`prelude` is Python that runs before the command, to make it die somewhere."""
         self.folder = folder
+        self._prelude = prelude
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
+        self.errors = ""
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start it and do not wait."""
         arguments = ["run", "--home", str(self.folder.path), "--listen", "127.0.0.1:0"]
-        command = [sys.executable, "-c", "from chain.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", f"{self._prelude}\nfrom chain.cli import main; main()", *arguments]
         return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
     def start(self) -> str:
@@ -119,17 +122,14 @@ class NodeProcess:
         self.process = self.launch()
         wait_until(lambda: self.folder.address_file.exists() or self.returncode is not None, "the node's address")
         if self.returncode is not None:
-            raise AssertionError(self.read_errors())
+            self.end()
+            raise AssertionError(self.errors)
         self.url = self.folder.address_file.read_text().strip()
         return self.url
 
     @property
     def returncode(self) -> int | None:
         return self.process.poll() if self.process else None
-
-    def read_errors(self) -> str:
-        """What it said, after its end."""
-        return self.process.communicate()[1].decode() if self.process else ""
 
     def kill(self) -> None:
         """As a power cut of this process."""
@@ -141,18 +141,18 @@ class NodeProcess:
             return 0
         if self.process.poll() is None:
             self.process.send_signal(number)
-        try:
-            self.process.communicate(timeout=DEADLINE)
-        finally:
-            if self.process.poll() is None:
+        if self.process.stderr and not self.process.stderr.closed:
+            try:
+                self.errors = self.process.communicate(timeout=DEADLINE)[1].decode()
+            finally:
                 self.process.kill()
         return self.process.returncode
 
 
 @contextlib.contextmanager
-def run_process(folder: ChainFolder) -> Iterator[NodeProcess]:
+def run_process(folder: ChainFolder, prelude: str = "") -> Iterator[NodeProcess]:
     """A node process, gone at the end whatever happened."""
-    process = NodeProcess(folder)
+    process = NodeProcess(folder, prelude)
     try:
         process.start()
         yield process
