@@ -95,14 +95,15 @@ class LedgerSide:
     async def check_funds(self) -> None:
         """Say clearly, in the log and in `note`, when our account can't pay the fee of an opening."""
         account, fee = await self._chain.account(self._signer.key), self._fee
-        self.note = ""
+        before, self.note = self.note, ""
         if not account.known or account.balance < fee:
             who = show_key(self._signer.key)
             self.note = (
                 f"the broker's account {who} has {format_credits(account.balance)} credits and can't pay the fee of "
                 f"{format_credits(fee)} for opening a lease; send it some: tally-chain send {who} 1"
             )
-            self._log.error("the broker has no credits", note=self.note)
+            if self.note != before:
+                self._log.error("the broker has no credits", note=self.note)
 
     async def get_balance(self, account: bytes) -> int:
         """Free balance on the chain, now."""

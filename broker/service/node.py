@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ipaddress
 import sqlite3
+from pathlib import Path
 from typing import NamedTuple
 
 from broker.auction.admission import House
@@ -210,10 +211,21 @@ def plan_bus(settings: BrokerSettings, chain_id: bytes) -> ServerPlan:
     """The server that the settings ask for; raises `Refused` (`bus.bind`) or `Unavailable` (`bus.server`)."""
     host, port = parse_listen(settings.bus_listen)
     kind = choose_kind(settings.bus)
-    port = port or find_free_port()
+    port = port or keep_port(settings.folder / "bus-port")
     if kind == "mosquitto":
         return plan_mosquitto(topics.root(chain_id), port, host)
     return plan_iotcore(port, host)
+
+
+def keep_port(path: Path) -> int:
+    """The port that an earlier life of this broker chose, else a free one: providers that know the address find the
+    server again after a restart.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text(encoding="ascii"))
+    port = find_free_port()
+    write_atomically(path, str(port).encode())
+    return port
 
 
 def open_store(settings: BrokerSettings) -> sqlite3.Connection:

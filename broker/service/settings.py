@@ -42,7 +42,9 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     quota_bytes: Annotated[int, msgspec.Meta(ge=1)] = 2 << 30
     store_bytes: Annotated[int, msgspec.Meta(ge=1)] = 50 << 30
     passphrase: str = ""
-    url_file: str = ""
+    ready_file: str = ""
+    log_json: bool = False
+    log_level: str = "info"
 
     @property
     def folder(self) -> Path:
@@ -57,7 +59,7 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     @property
     def address_file(self) -> Path:
         """Where the address is written once the broker answers."""
-        return Path(self.url_file) if self.url_file else self.folder / "url"
+        return Path(self.ready_file) if self.ready_file else self.folder / "url"
 
     @property
     def retention(self) -> int:
