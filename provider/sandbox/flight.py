@@ -75,7 +75,10 @@ class Flight:
             self.stop("the provider is shutting down")
             raise
         finally:
-            await self._tear_down()
+            try:
+                await self._tear_down()
+            finally:
+                self.events.put_nowait(self._make_ended())
 
     def stop(self, why: str) -> None:
         """Ends the job, if it has not ended by itself."""
@@ -268,10 +271,7 @@ class Flight:
 
     def _kill(self) -> None:
         if self._init >= 0:
-            try:
-                signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            _signal(self._init)
 
     async def _tear_down(self) -> None:
         for timer in self._timers.values():
@@ -286,7 +286,6 @@ class Flight:
         self._settle()
         if self._group is not None:
             await self._remove_group(self._group)
-        self.events.put_nowait(self._make_ended())
 
     async def _await_gone(self, launched: Launched) -> None:
         """Kills process 1 and waits until bubblewrap and it have left."""
@@ -294,14 +293,15 @@ class Flight:
             try:
                 await self._read_info(launched)
             except (OSError, TimeoutError, ValueError):
-                launched.process.kill()  # it never told of a process 1: nothing of the job has run
+                _signal(launched.pidfd)  # it never told of a process 1: nothing of the job has run
         if not self._gone.is_set():
             self._kill()
         try:
             await asyncio.wait_for(self._gone.wait(), _GONE_S)
         except TimeoutError:
             self._verdict = (Cause.HOST, "the job could not be killed")
-            launched.process.kill()
+            _signal(launched.pidfd)
+            await self._gone.wait()
         self._loop.remove_reader(launched.pidfd)
         if self._init >= 0:
             deadline = self._loop.time() + _GONE_S
@@ -371,3 +371,11 @@ class Flight:
     def _make_ended(self) -> Ended:
         cause, detail = self._verdict or (Cause.HOST, "")
         return Ended(cause, self._account.get_total(self._loop.time() * 1000), detail, self._plan.level)
+
+
+def _signal(pidfd: int) -> None:
+    """Kills by descriptor: it can't name another process by now. Popen.kill would reap, and lose the figures."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

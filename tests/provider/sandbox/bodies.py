@@ -291,3 +291,10 @@ def double(item: int) -> int:
     if item == 13:
         raise ValueError("unlucky")
     return item * 2
+
+
+def sleep_loud() -> None:
+    """Starts sleepers, says so, waits for ever."""
+    fork_bomb(8)
+    print("ready", flush=True)
+    sleep_long()
