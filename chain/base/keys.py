@@ -76,7 +76,7 @@ def is_signature(key: bytes, message: bytes, signature: bytes) -> bool:
         return False
     try:
         nacl.bindings.crypto_sign_open(signature + message, key)
-    except (CryptoError, ValueError):
+    except CryptoError:
         return False
     return True
 

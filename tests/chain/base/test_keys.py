@@ -138,6 +138,12 @@ def test_a_text_that_shows_no_key_is_refused(text: str) -> None:
     assert len(str(refused.value)) < 400
 
 
+def test_a_long_text_is_refused_before_it_is_reckoned_with() -> None:
+    """Base 58 takes quadratic time: without the bound this would be an OverflowError after all the work."""
+    with pytest.raises(ValueError):
+        keys._decode_base58("2" * 65)
+
+
 @given(st.text(max_size=60))
 def test_arbitrary_texts_are_refused_or_a_key(text: str) -> None:
     for candidate in (text, f"did:key:z{text}"):

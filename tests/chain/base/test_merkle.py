@@ -162,6 +162,54 @@ def test_all_pairs_of_small_sizes_are_proved_and_no_other_size_has_the_same_pref
                     assert not merkle.is_consistent(old, roots[other], size, roots[size], proof)
 
 
+def grow_naively(
+    old: int, size: int, proof: Sequence[bytes], old_root: bytes, *, whole: bool = True
+) -> tuple[bytes, bytes] | None:
+    """The two roots that a consistency proof leads to, by SUBPROOF's own recursion from the top."""
+    if old == size:
+        if len(proof) != (not whole):
+            return None
+        root = old_root if whole else proof[0]
+        return root, root
+    if not proof:
+        return None
+    k, top = split(size), proof[-1]
+    if old <= k:
+        below = grow_naively(old, k, proof[:-1], old_root, whole=whole)
+        return below and (below[0], sha(b"\x01", below[1], top))
+    below = grow_naively(old - k, size - k, proof[:-1], old_root, whole=False)
+    return below and (sha(b"\x01", top, below[0]), sha(b"\x01", top, below[1]))
+
+
+def test_a_consistency_proof_is_taken_exactly_where_the_recursion_leads_to_both_roots() -> None:
+    """Every true proof of small trees under every claim of sizes."""
+    leaves = [bytes([number]) for number in range(10)]
+    roots = [merkle.compute_root(leaves[:size]) for size in range(11)]
+    for size in range(1, 11):
+        for old in range(1, size + 1):
+            proof = merkle.prove_consistency(leaves[:size], old)
+            for claimed in range(1, 15):
+                for before in range(1, claimed + 1):
+                    reached = grow_naively(before, claimed, proof, roots[old])
+                    taken = merkle.is_consistent(before, roots[old], claimed, roots[size], proof)
+                    assert taken == (reached == (roots[old], roots[size])), (old, size, before, claimed)
+
+
+@pytest.mark.parametrize("size", range(2, 12))
+def test_a_proof_that_goes_on_above_the_root_is_refused(size: int) -> None:
+    """One node too many, with both roots raised by it so that all hashes fit."""
+    leaves = [bytes([number]) for number in range(size)]
+    above = merkle.compute_leaf(b"above")
+    for old in range(1, size):
+        roots = [merkle.compute_node(above, merkle.compute_root(leaves[:one])) for one in (old, size)]
+        proof = merkle.prove_consistency(leaves, old)
+        if old & (old - 1) == 0:  # the old root itself begins the proof where it is a whole subtree
+            proof = (merkle.compute_root(leaves[:old]), *proof)
+        assert merkle._replay_consistency(old - 1, size - 1, proof) is not None
+        assert merkle._replay_consistency(old - 1, size - 1, (*proof, above)) is None
+        assert not merkle.is_consistent(old, roots[0], size, roots[1], (*proof, above))
+
+
 EDGES = [(0, 0), (0, 1), (2, 1), (-1, 1), (5, 4)]
 
 

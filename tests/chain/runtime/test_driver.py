@@ -61,7 +61,7 @@ def make_driver(
 
 
 def read_events(journal: Journal, name: str = "toy") -> list[ToyEvent | str]:
-    return [decode(data, ToyEvent) if data else "wake" for _, data in journal.load(name)]  # type: ignore[arg-type]  # a union
+    return [decode(data, ToyEvent) if data else "wake" for _, data in journal.load(name)]  # type: ignore[arg-type]  # a union as a type
 
 
 async def wait_until(condition: Any) -> None:

@@ -116,8 +116,8 @@ HOMES = [
     ({"TALLY_HOME": "/data/t"}, 0, "/data/t"),
     ({"XDG_DATA_HOME": "/xdg"}, 0, "/var/lib/tallystick"),
     ({"XDG_DATA_HOME": "/xdg"}, 1000, "/xdg/tallystick"),
-    ({"HOME": "/home/me"}, 1000, "/home/me/.local/share/tallystick"),
-    ({"TALLY_HOME": "", "HOME": "/home/me"}, 1000, "/home/me/.local/share/tallystick"),
+    ({"HOME": "/users/me"}, 1000, "/users/me/.local/share/tallystick"),
+    ({"TALLY_HOME": "", "HOME": "/users/me"}, 1000, "/users/me/.local/share/tallystick"),
 ]
 
 
