@@ -17,7 +17,7 @@ from chain.consensus.seats import Seats
 from chain.consensus.tally import verify_certificate
 from chain.ledger.blocks import Header, compute_block_id
 from chain.ledger.transactions import compute_transaction_id
-from chain.store.database import ChainStore, CorruptStore, FinalBlock, compute_side_digest
+from chain.store.database import ChainStore, CorruptStore, FinalBlock, compute_row_digest
 from chain.store.guard import check_guard
 
 __all__ = ["TAIL", "check_store"]
@@ -37,8 +37,7 @@ def check_store(store: ChainStore, chain_id: bytes, origin: Header, heads: tuple
     """
     _check_pages(store)
     height = store.get_height()
-    if store.read("SELECT count(*) FROM blocks")[0][0] != height:
-        raise CorruptStore(store.path, f"it does not hold all blocks up to {height}")
+    _check_counts(store, height)
     first = max(1, height - TAIL + 1)
     parent, reveal = origin, heads[0]
     for number in range(max(1, first - 1), height + 1):
@@ -97,10 +96,32 @@ def _check_content(store: ChainStore, chain_id: bytes, final: FinalBlock, seats:
     indexed = store.read("SELECT id, place FROM transactions WHERE height = ? ORDER BY place", header.height)
     if compute_root(ids) != header.transactions or indexed != [(tx, place) for place, tx in enumerate(ids)]:
         raise CorruptStore(store.path, f"the transactions of block {header.height} are not those of its header")
-    side = store.read("SELECT recent, digest FROM blocks WHERE height = ?", header.height)[0]
-    rows = store.read("SELECT payload FROM events WHERE height = ? ORDER BY place", header.height)
-    if compute_side_digest(_as_bytes(side[0]), [_as_bytes(row[0]) for row in rows]) != side[1]:
-        raise CorruptStore(store.path, f"the events or remembered ids of block {header.height} were changed")
+    _check_rows(store, header.height)
+
+
+def _check_rows(store: ChainStore, height: int) -> None:
+    """What no header commits to: signatures, remembered ids, events and their index."""
+    body, recent, digest = store.read("SELECT body, recent, digest FROM blocks WHERE height = ?", height)[0]
+    rows = store.read("SELECT payload, topics FROM events WHERE height = ? ORDER BY place", height)
+    events = [(_as_bytes(payload), _as_bytes(topics)) for payload, topics in rows]
+    if compute_row_digest(_as_bytes(body), _as_bytes(recent), events) != digest:
+        raise CorruptStore(store.path, f"signatures, events or remembered ids of block {height} were changed")
+    for place, (_, topics) in enumerate(events):
+        for start in range(0, len(topics), 32):
+            query = "SELECT 1 FROM topics WHERE topic = ? AND height = ? AND place = ?"
+            if not store.read(query, topics[start : start + 32], height, place):
+                raise CorruptStore(store.path, f"the index of events misses one of block {height}")
+
+
+def _check_counts(store: ChainStore, height: int) -> None:
+    """Nothing is missing and nothing was put in, also before the tail."""
+    counts = store.read(
+        "SELECT (SELECT count(*) FROM blocks), (SELECT coalesce(sum(length(topics)), 0) FROM events),"
+        " (SELECT 32 * count(*) FROM topics), (SELECT count(*) FROM events WHERE height > ?)",
+        height,
+    )[0]
+    if counts[0] != height or counts[1] != counts[2] or counts[3]:
+        raise CorruptStore(store.path, f"blocks or events up to {height} are missing, or there are more than that")
 
 
 def _as_bytes(value: object) -> bytes:

@@ -30,7 +30,7 @@ from chain.runtime.database import open_database
 
 T = TypeVar("T")
 
-__all__ = ["STORE_VERSION", "ChainStore", "CorruptStore", "FinalBlock", "StoredEvent", "compute_side_digest"]
+__all__ = ["STORE_VERSION", "ChainStore", "CorruptStore", "FinalBlock", "StoredEvent", "compute_row_digest"]
 
 STORE_VERSION = 1
 """Version of the schema; a store of another one is refused by name (`store.version`)."""
@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS transactions (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
-    height INTEGER NOT NULL, place INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (height, place)
+    height INTEGER NOT NULL, place INTEGER NOT NULL, payload BLOB NOT NULL, topics BLOB NOT NULL,
+    PRIMARY KEY (height, place)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS topics (
     topic BLOB NOT NULL, height INTEGER NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (topic, height, place)
@@ -83,9 +84,9 @@ class FinalBlock(msgspec.Struct, frozen=True):
     recent: BlockIds
 
 
-def compute_side_digest(recent: bytes, payloads: Sequence[bytes]) -> bytes:
-    """Digest over what lies beside a block and no header commits to: its remembered ids and events, in order."""
-    return compute_digest(encode((recent, tuple(payloads))))
+def compute_row_digest(body: bytes, recent: bytes, events: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Digest over what no header commits to: a block's signatures, its remembered ids, its events (payload, topics)."""
+    return compute_digest(encode((compute_digest(body), recent, tuple(events))))
 
 
 class ChainStore:
@@ -136,14 +137,14 @@ class ChainStore:
         height = final.block.header.height
         ids = (compute_transaction_id(signed.body) for signed in final.block.transactions)
         with self.writing() as db:
-            recent = encode(final.recent)
-            digest = compute_side_digest(recent, [event.payload for event in events])
-            row = (height, final.id, encode(final.block), encode(final.certificate), recent, digest)
+            rows = [(event.payload, b"".join(sorted(set(event.topics)))) for event in events]
+            body, recent = encode(final.block), encode(final.recent)
+            digest = compute_row_digest(body, recent, rows)
+            row = (height, final.id, body, encode(final.certificate), recent, digest)
             db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", row)
             db.executemany("INSERT INTO transactions VALUES (?, ?, ?)", ((tx, height, n) for n, tx in enumerate(ids)))
             self._put_changes(db, changes)
-            payloads = ((height, n, event.payload) for n, event in enumerate(events))
-            db.executemany("INSERT INTO events VALUES (?, ?, ?)", payloads)
+            db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", ((height, n, *row) for n, row in enumerate(rows)))
             topics = ((topic, height, n) for n, event in enumerate(events) for topic in sorted(set(event.topics)))
             db.executemany("INSERT INTO topics VALUES (?, ?, ?)", topics)
 

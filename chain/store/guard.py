@@ -52,14 +52,14 @@ def check_guard(store: ChainStore, epoch: int, slot: int, block: bytes) -> None:
     Raises `Fault` under `R16.guard-older` or `R16.store-older`. `slot` and `block` are those of the last final block.
     """
     rows = store.read("SELECT slot, step, block FROM guard WHERE epoch = ? AND slot >= ?", epoch, slot)
-    if slot > 0 and (slot, Step.FINALIZE.value, block) not in rows:
-        message = (
-            f"the sign guard in {store.path} does not know the last block, slot {slot}: it is older than the store"
-        )
-        raise Fault(f"{message}. Put back both from the newest copy", rule="R16.guard-older")
     ahead = [row for row in rows if isinstance(row[0], int) and row[0] > slot]
     if ahead:
         message = (
             f"the sign guard in {store.path} signed slot {ahead[0][0]}, the store ends at {slot}: the store is older"
         )
         raise Fault(f"{message}. Put back both from the newest copy", rule="R16.store-older")
+    if slot > 0 and (slot, Step.FINALIZE.value, block) not in rows:
+        message = (
+            f"the sign guard in {store.path} does not know the last block, slot {slot}: it is older than the store"
+        )
+        raise Fault(f"{message}. Put back both from the newest copy", rule="R16.guard-older")
