@@ -193,7 +193,6 @@ class Driver(Generic[EventT, EffectT]):
 
     def _fail(self, error: BaseException) -> None:
         self.failed = error
-        self._queue.clear()
         if self._timer is not None:
             self._timer.cancel()
         self._log.error("machine stopped", error=repr(error), exc_info=error)
