@@ -21,7 +21,7 @@ from chain.ledger.transactions import Transfer, sign_transaction
 from chain.rpc.client import ChainClient
 from chain.runtime.clock import SystemClock
 from chain.runtime.keystore import load_key, load_or_create_key
-from requester.demo.supervisor import Part, Supervisor
+from requester.demo.supervisor import Part, Supervisor, end_process
 
 TREASURY = 1_000_000
 """Credits in the demo's genesis."""
@@ -32,14 +32,14 @@ FIRST_CREDITS = 1_000 * MICRO
 
 @dataclass(frozen=True)
 class ProviderPlan:
-    """One provider of the demo: its name, its price factor, its slots."""
+    """One provider of the demo: its name, its price in percent of the usual one, its slots."""
 
     name: str
-    factor: float
+    factor: int = 100
     slots: int = 1
 
 
-TWO_COMPETING_ONE_DEARER = (ProviderPlan("ada", 1.0), ProviderPlan("bell", 1.1), ProviderPlan("cray", 3.0))
+TWO_COMPETING_ONE_DEARER = (ProviderPlan("ada", 100), ProviderPlan("bell", 110), ProviderPlan("cray", 300))
 """Two that compete and one under the cap but dearer, whose losing bid stands in the book."""
 
 
@@ -100,7 +100,7 @@ class World:
             self.chain_url,
             "--broker",
             self.broker_url,
-            "--price-factor",
+            "--factor",
             str(plan.factor),
             "--slots",
             str(plan.slots),
@@ -146,18 +146,24 @@ def program(command: str) -> list[str]:
     return [str(beside)] if beside.exists() else [command]
 
 
-async def run_command(command: str, *arguments: str) -> str:
-    """Run one of our commands to its end and return what it printed. Raises `Unavailable` (`demo.part`) with its
-    words where it fails.
+async def run_command(command: str, *arguments: str, home: Path | None = None) -> str:
+    """Run one of our commands to its end and return what it printed; `home` is its TALLY_HOME.
+
+    Raises `Unavailable` (`demo.part`) with its words where it fails.
     """
     process = await asyncio.create_subprocess_exec(
         *program(command),
         *arguments,
+        env=os.environ if home is None else {**os.environ, "TALLY_HOME": str(home)},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await process.communicate()
+    try:
+        out, err = await process.communicate()
+    finally:
+        await end_process(process)
     if process.returncode != 0:
-        raise Unavailable(f"{command} {arguments[0]} failed: {err.decode(errors='replace').strip()}", rule="demo.part")
+        words = (err or out).decode(errors="replace").strip()[-2000:]
+        raise Unavailable(f"{command} {arguments[0]} failed (exit {process.returncode}): {words}", rule="demo.part")
     return out.decode()
