@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,7 +19,12 @@ from requester.cli.app import Choices, json_flag, pass_choices
 @pass_choices
 def demo(choices: Choices, keep: bool, directory: Path | None) -> int:
     """Start a chain, a broker and providers, buy a job, pay for it, verify the receipt."""
+    return load_demo()(choices.as_json, keep, directory)
+
+
+def load_demo() -> Callable[[bool, bool, Path | None], int]:
+    """The demo's entry point, loaded only now: it brings processes and supervision along."""
     found = importlib.util.find_spec("requester.demo.main")
-    module = importlib.import_module("requester.demo.main" if found else "requester.demo")
-    code: int = module.main(choices.as_json, keep, directory)
-    return code
+    entry: Callable[[bool, bool, Path | None], int]
+    entry = importlib.import_module("requester.demo.main" if found else "requester.demo").main
+    return entry

@@ -60,7 +60,8 @@ class Progress:
 
     def _on_quote(self, quote: Quote) -> None:
         if not self._quiet:
-            say(f"at most {format_credits(quote.cap)} credits; bids up to {format_credits(quote.limit)} are taken")
+            cap, limit = format_credits(quote.cap), format_credits(quote.limit)
+            say(f"at most {cap} credits; bids up to {limit} credits are taken")
 
     def _on_news(self, news: News) -> None:
         match news.kind:
@@ -85,20 +86,24 @@ class Progress:
             say(text)
 
     async def _tick(self) -> None:
-        pause = QUIET_SECONDS if is_terminal() else PLAIN_SECONDS
-        while not self._quiet:
+        while True:
             await asyncio.sleep(0.5)
-            now = time.monotonic()
-            if now - self._last < pause:
-                continue
-            text = f"{self._what} ({now - self._since:.0f} s)"
-            if is_terminal():
-                click.echo(f"\r\x1b[K{text}", err=True, nl=False)
-                self._drawn = True
-            else:
-                self._print(text)
+            self.pulse(time.monotonic())
+
+    def pulse(self, now: float) -> None:
+        """Show that the job goes on if nothing was shown for a while; `now` is of the monotonic clock."""
+        terminal = is_terminal()
+        if self._quiet or now - self._last < (QUIET_SECONDS if terminal else PLAIN_SECONDS):
+            return
+        text = f"{self._what} ({now - self._since:.0f} s)"
+        if terminal:
+            click.echo(f"\r\x1b[K{text}", err=True, nl=False, color=True)
+            self._drawn = True
+        else:
+            say(text)
+            self._last = now
 
     def _wipe(self) -> None:
         if self._drawn:
-            click.echo("\r\x1b[K", err=True, nl=False)
+            click.echo("\r\x1b[K", err=True, nl=False, color=True)
             self._drawn = False

@@ -167,7 +167,7 @@ class FakeMarket:
             count=1,
             price=price,
             commission_bps=200,
-            locked=0 if settled else price + commission,
+            locked=price + commission if state == "open" else 0,
             bond=0,
             paid=price if settled else 0,
             commission=commission if settled else 0,
@@ -197,7 +197,7 @@ class FakeMarket:
         leaves = [leaf, bytes(32)]
         seats = compute_seats_digest(self.chain, 0, [SEAT.key])
         header = Header(
-            0, 1, len(self.blocks) + 1, signed.body.valid_until, bytes(32), seats, 0, compute_root(leaves), bytes(32), bytes(32), bytes(32)
+            0, 1, 9, signed.body.valid_until, bytes(32), seats, 0, compute_root(leaves), bytes(32), bytes(32), bytes(32)
         )
         vote = Vote(Step.FINALIZE, 0, 1, compute_block_id(self.chain, header))
         signature = SEAT.sign(Tag.VOTE, self.chain, vote).signature
