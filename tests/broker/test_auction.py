@@ -1,0 +1,582 @@
+"""The auction machine: closing, award, opening, relay, ends, and that a replay equals the live run (design.md
+section 4, R12, R3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from broker.auction.admission import Means, compute_delivery_id
+from broker.auction.book import check_book
+from broker.auction.events import (
+    AcceptanceArrived,
+    Acknowledge,
+    Announce,
+    AuctionEvent,
+    BidArrived,
+    Blame,
+    Cancelled,
+    DeclineArrived,
+    DeliveryArrived,
+    Finish,
+    GrantInputs,
+    LeaseChanged,
+    Notify,
+    OpenDelayed,
+    OpenFinal,
+    OpenRefused,
+    OrderPosted,
+    PassAcceptance,
+    ProviderLeft,
+    PublishAward,
+    PublishBook,
+    Restarted,
+    StoreStorageReceipt,
+    SubmitOpen,
+    WatchLease,
+    Withdraw,
+    find_blame,
+)
+from broker.auction.machine import ENDS, MAX_DELIVERIES, RETRY_FIRST, RETRY_MOST, TX_VALIDITY, Auction, Phase
+from broker.auction.matching import Misfit, Mismatch, Survey
+from broker.protocol.api import (
+    Accepted,
+    Announced,
+    Awarded,
+    Cancellation,
+    Closed,
+    Delivered,
+    Ended,
+    Opened,
+    Unmatched,
+)
+from broker.protocol.messages import Reason
+from chain.base.codec import encode
+from chain.base.hashing import Tag
+from chain.base.keys import verify
+from chain.ledger.terms.agreement import AwardRule, Order, compute_lease_id, compute_order_id
+from tests.broker.world import (
+    BROKER,
+    CHAIN,
+    HOUSE,
+    NOW,
+    OUTPUT,
+    PROVIDERS,
+    REQUESTER,
+    RICH,
+    make_acceptance,
+    make_bid,
+    make_decline,
+    make_delivery,
+    make_order,
+    make_spec,
+    make_survey,
+    sign_order,
+)
+
+ORDER = make_order()
+
+
+class Play:
+    """A machine, what it was told, and what it wanted done."""
+
+    def __init__(self, order: Order = ORDER, survey: Survey | None = None) -> None:
+        self.order = order
+        self.auction = Auction(BROKER, HOUSE)
+        self.now = NOW
+        self.told: list[tuple[AuctionEvent | None, int]] = []
+        self.effects: list[Any] = []
+        self.tell(OrderPosted(sign_order(order), make_spec(), survey or make_survey(*PROVIDERS[:2]), RICH))
+
+    def tell(self, event: AuctionEvent, later: int = 0) -> list[Any]:
+        """As the driver: due deadlines first, then the event. Events go through their stored form."""
+        self.now += later
+        got = self.wake()
+        stored: AuctionEvent = msgspec.msgpack.decode(encode(event), type=AuctionEvent)
+        self.told.append((stored, self.now))
+        got += self.auction.handle(stored, self.now)
+        self.effects += got
+        return got
+
+    def wake(self, later: int = 0) -> list[Any]:
+        self.now += later
+        due = self.auction.wake_at()
+        if due is None or due > self.now:
+            return []
+        self.told.append((None, self.now))
+        got = list(self.auction.wake(self.now))
+        self.effects += got if later else []
+        return got
+
+    def replay(self) -> Auction:
+        auction = Auction(BROKER, HOUSE)
+        for event, now in self.told:
+            if event is None:
+                auction.wake(now)
+            else:
+                auction.handle(event, now)
+        return auction
+
+    def bid(self, number: int = 0, price: int = 1_000_000, **changes: Any) -> list[Any]:
+        return self.tell(BidArrived(make_bid(self.order, PROVIDERS[number], price=price, **changes), True))
+
+    def decline(self, number: int = 0, reason: Reason = Reason.BUSY, nearest: int = 0) -> list[Any]:
+        return self.tell(DeclineArrived(make_decline(self.order, PROVIDERS[number], reason, nearest)))
+
+    def lease(self) -> bytes:
+        return self.auction.lease
+
+    def open(self) -> list[Any]:
+        return self.tell(OpenFinal(self.lease(), 5))
+
+    def delivery(self, **changes: Any) -> Any:
+        award = self.auction.award
+        assert award is not None and self.auction.winner is not None
+        signer = next(one for one in PROVIDERS if one.key == self.auction.winner.body.provider)
+        return make_delivery(award.body, signer, **changes)
+
+    def deliver(self, **changes: Any) -> list[Any]:
+        return self.tell(DeliveryArrived(self.lease(), self.delivery(**changes), 100))
+
+
+def kinds(effects: Sequence[Any]) -> list[type]:
+    return [type(one.news) if isinstance(one, Notify) else type(one) for one in effects]
+
+
+def opening() -> Play:
+    play = Play()
+    play.bid(0)
+    play.bid(1, 2_000_000)
+    return play
+
+
+def leased() -> Play:
+    play = opening()
+    play.open()
+    return play
+
+
+def test_the_whole_way() -> None:
+    play = Play()
+    assert kinds(play.effects) == [Announce, Announced]
+    assert kinds(play.bid(0)) == [Acknowledge]
+    closing = play.bid(1, 2_000_000)
+    assert kinds(closing) == [Acknowledge, PublishBook, Closed, GrantInputs, PublishAward, SubmitOpen, Awarded]
+    award = play.auction.award
+    assert award is not None
+    assert verify(award, Tag.AWARD, CHAIN, BROKER.key).price == 1_000_000
+    assert play.lease() == compute_lease_id(CHAIN, award.body)
+    assert kinds(play.open()) == [Opened, PublishAward, WatchLease]
+    assert kinds(play.deliver()) == [StoreStorageReceipt, Delivered]
+    acceptance = make_acceptance(play.delivery())
+    assert kinds(play.tell(AcceptanceArrived(acceptance))) == [PassAcceptance, Accepted]
+    assert kinds(play.tell(LeaseChanged(play.lease(), "delivered", 8))) == []
+    assert kinds(play.tell(LeaseChanged(play.lease(), "settled", 9))) == [Ended, Finish]
+    assert play.auction.phase is Phase.ENDED
+
+
+# Closing
+
+
+def test_it_closes_when_the_last_that_matches_has_answered() -> None:
+    play = Play(survey=make_survey(*PROVIDERS[:3]))
+    play.bid(0)
+    play.decline(1)
+    assert PublishBook not in kinds(play.bid(5))
+    assert PublishBook in kinds(play.decline(2))
+
+
+def test_it_closes_at_the_deadline_and_not_before() -> None:
+    play = Play()
+    play.bid(0)
+    assert play.auction.wake_at() == ORDER.closes
+    assert play.wake(ORDER.closes - NOW - 1) == []
+    assert PublishBook in kinds(play.wake(1))
+
+
+def test_a_bid_at_the_deadline_comes_behind_it() -> None:
+    play = Play()
+    got = play.tell(BidArrived(make_bid(ORDER), True), later=ORDER.closes - NOW)
+    assert kinds(got) == [PublishBook, Closed, Unmatched, Withdraw, Ended, Finish]
+
+
+def test_who_left_is_not_waited_for() -> None:
+    play = Play()
+    play.bid(0)
+    assert PublishBook in kinds(play.tell(ProviderLeft(PROVIDERS[1].key)))
+
+
+def test_with_nobody_that_matches_it_waits_for_those_who_say_why() -> None:
+    misfit = Misfit(PROVIDERS[4].key, (Mismatch(Reason.MEMORY, 2, 1, "x"),))
+    play = Play(survey=Survey((), (misfit,)))
+    assert PublishBook in kinds(play.decline(4))
+
+
+def test_with_nobody_at_all_it_waits_for_the_deadline() -> None:
+    play = Play(survey=Survey((), ()))
+    play.decline(4)
+    assert play.auction.phase is Phase.COLLECTING
+    assert kinds(play.bid(5)) == [Acknowledge]
+    assert SubmitOpen in kinds(play.wake(ORDER.closes - NOW))
+
+
+IGNORED: list[tuple[str, Any]] = [
+    ("a bid for another order", lambda: BidArrived(make_bid(make_order(salt=bytes(16))), True)),
+    ("a bid of an unregistered key", lambda: BidArrived(make_bid(ORDER), False)),
+    ("a decline of another order", lambda: DeclineArrived(make_decline(make_order(salt=bytes(16))))),
+    ("a lease that is not ours", lambda: OpenFinal(bytes(32), 1)),
+    ("a change before the lease", lambda: LeaseChanged(bytes(32), "settled", 1)),
+    ("an order again", lambda: OrderPosted(sign_order(ORDER), make_spec(), make_survey(), RICH)),
+]
+
+
+@pytest.mark.parametrize("make", [row[1] for row in IGNORED], ids=[row[0] for row in IGNORED])
+def test_what_does_not_belong_changes_nothing(make: Any) -> None:
+    play = Play()
+    assert play.tell(make()) == []
+    assert (play.auction.phase, len(play.auction.news)) == (Phase.COLLECTING, 1)
+
+
+def test_late_answers_change_nothing() -> None:
+    play = opening()
+    assert play.bid(2, 1) == play.decline(3) == play.tell(ProviderLeft(PROVIDERS[0].key)) == []
+
+
+def test_means_are_looked_at_once_more() -> None:
+    """R12 f: two orders admitted at one moment can't both have the same credits."""
+    auction = Auction(BROKER, HOUSE)
+    posted = OrderPosted(sign_order(ORDER), make_spec(), make_survey(), Means(3_000_000, 1))
+    assert kinds(auction.handle(posted, NOW)) == [Ended, Finish]
+    assert auction.promised == 0
+
+
+def test_what_is_promised_while_the_chain_has_not_locked_it() -> None:
+    play = Play()
+    assert play.auction.promised == ORDER.cap
+    play.bid(0)
+    play.bid(1)
+    assert play.auction.promised == ORDER.cap
+    play.open()
+    assert play.auction.promised == 0
+
+
+# Opening
+
+
+def refuse(play: Play, rule: str) -> list[Any]:
+    return play.tell(OpenRefused(play.lease(), find_blame(rule), rule, "said the chain"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "blame"),
+    [
+        ("R3.e.set-aside", Blame.WINNER),
+        ("R14.leverage", Blame.WINNER),
+        ("R18.key", Blame.WINNER),
+        ("R2.balance", Blame.REQUESTER),
+        ("R1.window", Blame.REQUESTER),
+        ("R6.answer", Blame.REQUESTER),
+        ("R10.panel", Blame.REQUESTER),
+        ("R13.balance", Blame.BROKER),
+        ("R15.a.validity", Blame.BROKER),
+        ("mempool.full", Blame.BROKER),
+    ],
+)
+def test_whose_reason_a_refusal_is(rule: str, blame: Blame) -> None:
+    assert find_blame(rule) is blame
+
+
+def test_the_next_bid_is_tried_and_at_last_nobody_is_left() -> None:
+    play = opening()
+    first = play.lease()
+    got = refuse(play, "R3.e.set-aside")
+    assert kinds(got) == [GrantInputs, PublishAward, SubmitOpen, Awarded]
+    assert play.lease() != first
+    got = refuse(play, "R3.c.validity")
+    assert kinds(got) == [Unmatched, Withdraw, Ended, Finish]
+    assert "2 bids, but none could open a lease: R3.c.validity, R3.e.set-aside" in got[0].news.text
+
+
+def test_an_order_the_chain_refuses_is_off() -> None:
+    play = opening()
+    got = refuse(play, "R2.balance")
+    assert kinds(got) == [Withdraw, Ended, Finish]
+    assert got[1].news.state == "refused"
+
+
+def test_time_runs_out_for_the_next_bid() -> None:
+    """ "While time allows": a bid that has run out is not awarded."""
+    play = opening()
+    play.now += 20_000
+    assert kinds(refuse(play, "R3.e.set-aside")) == [Unmatched, Withdraw, Ended, Finish]
+
+
+@pytest.mark.parametrize("delayed", [True, False], ids=["silence", "our own fault"])
+def test_tries_are_repeated_ever_more_slowly(delayed: bool) -> None:
+    play = opening()
+    pause = RETRY_FIRST
+    for _ in range(6):
+        silent = OpenDelayed(play.lease(), "away")
+        play.tell(silent if delayed else OpenRefused(play.lease(), Blame.BROKER, "R13.balance", "no credits"))
+        assert play.auction.wake_at() == play.now + pause
+        assert kinds(play.wake(pause)) == [SubmitOpen]
+        assert play.auction.wake_at() is None
+        pause = min(pause * 2, RETRY_MOST)
+
+
+def test_a_retry_is_the_same_transaction_until_it_has_run_out() -> None:
+    play = opening()
+    untils = []
+    for _ in range(12):
+        play.tell(OpenDelayed(play.lease(), "away"))
+        submit = play.wake((play.auction.wake_at() or 0) - play.now)[0]
+        untils.append((submit.valid_until, play.now))
+    assert all(until > now for until, now in untils)
+    assert len({until for until, _ in untils}) == 2
+    assert min(until for until, _ in untils) == NOW + TX_VALIDITY
+
+
+def test_our_own_fault_ends_with_the_award() -> None:
+    play = opening()
+    play.now += 60_001
+    got = play.tell(OpenRefused(play.lease(), Blame.BROKER, "R13.balance", "no credits"))
+    assert kinds(got) == [Withdraw, Ended, Finish]
+    assert "the broker could not open the lease: no credits" in got[1].news.text
+
+
+def test_silence_ends_only_when_nothing_sent_can_open_a_lease_any_more() -> None:
+    play = opening()
+    play.now = ORDER.expiry + TX_VALIDITY
+    assert kinds(play.tell(OpenDelayed(play.lease(), "away"))) == []
+    play.wake(RETRY_FIRST)
+    assert kinds(play.tell(OpenDelayed(play.lease(), "away"))) == [Withdraw, Ended, Finish]
+
+
+# The lease
+
+
+def test_a_receipt_again_is_neither_news_nor_another_storage_receipt() -> None:
+    play = leased()
+    play.deliver()
+    before = dict(play.auction.receipts)
+    assert play.deliver() == []
+    assert play.auction.receipts == before
+
+
+def test_storage_receipts_name_size_and_time() -> None:
+    play = leased()
+    play.deliver()
+    (storage,) = play.auction.receipts.values()
+    body = verify(storage, Tag.STORAGE, CHAIN, BROKER.key)
+    assert (body.lease, body.receipt) == (play.lease(), compute_delivery_id(CHAIN, play.delivery()))
+    assert (body.size, body.kept_until) == (100, NOW + HOUSE.retention)
+
+
+def test_receipts_of_a_lease_are_bounded() -> None:
+    play = leased()
+    for number in range(MAX_DELIVERIES + 3):
+        play.deliver(finished=NOW + number)
+    assert len(play.auction.receipts) == MAX_DELIVERIES
+
+
+def test_a_receipt_may_overtake_the_news_that_the_lease_is_open() -> None:
+    play = opening()
+    assert kinds(play.deliver()) == [StoreStorageReceipt, Delivered]
+    assert kinds(play.open()) == [Opened, PublishAward, WatchLease]
+
+
+def test_an_acceptance_needs_a_receipt_and_is_passed_on_once() -> None:
+    play = leased()
+    acceptance = AcceptanceArrived(make_acceptance(play.delivery()))
+    assert play.tell(acceptance) == []
+    play.deliver()
+    assert kinds(play.tell(acceptance)) == [PassAcceptance, Accepted]
+    assert play.tell(acceptance) == []
+
+
+@pytest.mark.parametrize("state", ["open", "called", "cancelling", "delivered", "disputed", *sorted(ENDS)])
+def test_only_the_last_states_of_a_lease_end_a_job(state: str) -> None:
+    play = leased()
+    got = play.tell(LeaseChanged(play.lease(), state, 9))
+    assert kinds(got) == ([Ended, Finish] if state in ENDS else [])
+
+
+def cancel() -> Cancelled:
+    body = Cancellation(compute_order_id(CHAIN, ORDER), REQUESTER.key, NOW)
+    return Cancelled(REQUESTER.sign(Tag.CANCELLATION, CHAIN, body))
+
+
+def test_an_order_is_taken_back_before_and_not_after_the_close() -> None:
+    assert kinds(Play().tell(cancel())) == [Withdraw, Ended, Finish]
+    assert opening().tell(cancel()) == []
+    assert leased().tell(cancel()) == []
+
+
+# Restarts
+
+
+def delivered() -> Play:
+    play = leased()
+    play.deliver()
+    return play
+
+
+def accepted() -> Play:
+    play = delivered()
+    play.tell(AcceptanceArrived(make_acceptance(play.delivery())))
+    return play
+
+
+def ended() -> Play:
+    play = accepted()
+    play.tell(LeaseChanged(play.lease(), "settled", 9))
+    return play
+
+
+RESTARTS: list[tuple[Any, list[type]]] = [
+    (Play, [Announce]),
+    (opening, [PublishBook, GrantInputs, PublishAward, SubmitOpen]),
+    (leased, [GrantInputs, PublishAward, PublishAward, WatchLease]),
+    (delivered, [GrantInputs, PublishAward, PublishAward, WatchLease, StoreStorageReceipt]),
+    (accepted, [GrantInputs, PublishAward, PublishAward, WatchLease, StoreStorageReceipt, PassAcceptance]),
+    (ended, [Finish]),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), RESTARTS, ids=[row[0].__name__ for row in RESTARTS])
+def test_after_a_restart_it_asks_again_for_what_is_outstanding(make: Any, expected: list[type]) -> None:
+    play = make()
+    before = list(play.effects)
+    again = play.replay()
+    assert again.news == play.auction.news
+    effects = list(again.handle(Restarted(), play.now))
+    assert kinds(effects) == expected
+    assert all(one in before for one in effects)
+
+
+def test_a_restart_before_anything_asks_for_nothing() -> None:
+    assert list(Auction(BROKER, HOUSE).handle(Restarted(), NOW)) == []
+
+
+# Properties
+
+numbers = st.integers(0, len(PROVIDERS) - 1)
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(
+            "bid bid bid decline left final winner requester broker silent deliver accept state cancel restart".split()
+        ),
+        numbers,
+        st.integers(1, 2_500_000),
+        st.sampled_from([0, 1, 300, 1_000, 5_000]),
+    ),
+    max_size=30,
+)
+
+
+def make_event(play: Play, kind: str, number: int, price: int) -> AuctionEvent | None:
+    """An event that could come at this moment, or None."""
+    lease, signer = play.lease(), PROVIDERS[number]
+    match kind:
+        case "bid":
+            return BidArrived(make_bid(play.order, signer, price=price), price % 7 != 0)
+        case "decline":
+            return DeclineArrived(make_decline(play.order, signer, Reason.PRICE, price))
+        case "left":
+            return ProviderLeft(signer.key)
+        case "final":
+            return OpenFinal(lease, 4)
+        case "winner" | "requester" | "broker":
+            return OpenRefused(lease, Blame(kind), "R3.x", "no")
+        case "silent":
+            return OpenDelayed(lease, "away")
+        case "state":
+            return LeaseChanged(lease, ["delivered", "settled", "expired"][number % 3], 9)
+        case "cancel" | "restart":
+            return cancel() if kind == "cancel" else Restarted()
+        case _:
+            return make_paper(play, kind, NOW + number)
+
+
+def make_paper(play: Play, kind: str, finished: int) -> AuctionEvent | None:
+    """A delivery or an acceptance, once there is an award."""
+    if play.auction.award is None:
+        return None
+    if kind == "deliver":
+        return DeliveryArrived(play.lease(), play.delivery(finished=finished), 7)
+    return AcceptanceArrived(make_acceptance(play.delivery(finished=finished)))
+
+
+def check_documents(play: Play) -> None:
+    """What a requester sees is one of the few stories there are."""
+    news = play.auction.news
+    names = [type(one) for one in news]
+    assert names[0] is Announced
+    assert names.count(Closed) <= 1
+    assert names.count(Ended) <= 1
+    assert Ended not in names[:-1]
+    assert names.count(Opened) <= 1
+    closed = next((one for one in news if isinstance(one, Closed)), None)
+    if closed is None:
+        assert not {Awarded, Unmatched, Opened, Delivered, Accepted} & set(names)
+        return
+    book = check_book(CHAIN, BROKER.key, closed.book)
+    assert book.closed <= play.order.closes or play.now >= play.order.closes
+    prices = {bid.body.provider: bid.body.price for bid in book.bids}
+    for one in news:
+        if isinstance(one, Awarded):
+            body = verify(one.award, Tag.AWARD, CHAIN, BROKER.key)
+            assert prices[one.bid.body.provider] <= body.price <= play.order.limit
+            assert body.book == book.root
+
+
+@given(steps, st.sampled_from(AwardRule), st.integers(0, 3))
+def test_any_story_keeps_the_rules_and_replays_to_the_byte(story: Any, rule: AwardRule, matching: int) -> None:
+    play = Play(make_order(rule=rule), make_survey(*PROVIDERS[:matching]))
+    for kind, number, price, later in story:
+        event = make_event(play, kind, number, price)
+        if event is not None:
+            play.tell(event, later)
+        check_documents(play)
+    again = play.replay()
+    assert encode(tuple(again.news)) == encode(tuple(play.auction.news))
+    assert again.wake_at() == play.auction.wake_at()
+    assert again.receipts == play.auction.receipts
+    live, replayed = play.auction.handle(Restarted(), play.now), again.handle(Restarted(), play.now)
+    assert [encode(one) for one in live] == [encode(one) for one in replayed]
+    acknowledgements = {one.acknowledgement.body.sequence: one for one in play.effects if isinstance(one, Acknowledge)}
+    assert len({encode(one.acknowledgement) for one in acknowledgements.values()}) == len(acknowledgements)
+    storages = [one for one in play.auction.news if isinstance(one, Delivered)]
+    assert {encode(one.storage) for one in storages} == {encode(one) for one in play.auction.receipts.values()}
+
+
+@given(steps)
+def test_a_restart_anywhere_changes_no_document(story: Any) -> None:
+    plain, broken = Play(), Play()
+    for kind, number, price, later in story:
+        event = make_event(plain, kind, number, price)
+        if event is None:
+            continue
+        plain.tell(event, later)
+        broken.auction = broken.replay()
+        broken.tell(Restarted(), later)
+        broken.tell(event)
+        silent = {"restart", "silent", "broker"}
+        if kind in silent:
+            return
+    assert encode(tuple(plain.auction.news)) == encode(tuple(broken.auction.news))
+
+
+def test_outputs_are_named_once() -> None:
+    play = leased()
+    kept = next(one for one in play.deliver(output=OUTPUT) if isinstance(one, StoreStorageReceipt))
+    assert list(kept.blobs) == sorted(set(kept.blobs))
+    assert len(kept.blobs) == 2
+    assert replace(kept, until=0).until == 0

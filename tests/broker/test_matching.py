@@ -1,0 +1,186 @@
+"""Who fits an order, and what is said when nobody does: one row per clause (design.md section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from broker.auction.explanation import explain
+from broker.auction.matching import (
+    MAX_MISFITS,
+    Survey,
+    compute_duration,
+    find_mismatches,
+    iterate_reasons,
+    show_bytes,
+    survey,
+)
+from broker.protocol.jobs import Level, Runtime
+from broker.protocol.messages import Reason
+from chain.base.keys import Signer
+from tests.broker.world import (
+    BROKER,
+    NOW,
+    PROVIDERS,
+    REQUESTER,
+    RESOURCES,
+    make_bid,
+    make_decline,
+    make_offer,
+    make_order,
+    make_spec,
+)
+
+GB = 10**9
+LEFT = 200_000
+
+CLAUSES: list[tuple[Reason, dict[str, Any], dict[str, Any], dict[str, Any], int, str]] = [
+    (Reason.RUNTIME, {"runtimes": (Runtime("3.12", ("numpy",)),)}, {}, {}, 0, "needs Python 3.11; here is 3.12"),
+    (Reason.RUNTIME, {"runtimes": ()}, {}, {}, 0, "here is none"),
+    (Reason.RUNTIME, {"runtimes": (Runtime("3.11", ()),)}, {}, {}, 0, "needs the packages numpy"),
+    (
+        Reason.MEMORY,
+        {"memory_bytes": 20 * GB},
+        {"resources": replace(RESOURCES, memory_bytes=24 * GB)},
+        {},
+        20 * GB,
+        "asks for 24.0 GB of memory; at most 20.0 GB here",
+    ),
+    (Reason.CORES, {"millicores": 999}, {}, {}, 999, "asks for 1000 millicores; at most 999 here"),
+    (Reason.LEVEL, {"level": Level.NS}, {"level": Level.NS_CGROUP}, {}, 0, "asks for isolation ns+cgroup; ns here"),
+    (Reason.WALL, {"segment_wall": 59_999}, {}, {}, 59_999, "a segment may take 60000 ms; at most 59999 ms here"),
+    (Reason.BUSY, {"slots": 0}, {}, {"deadline": NOW + 10**6}, 0, "takes no jobs"),
+    (Reason.DEADLINE, {}, {}, {"deadline": NOW + 89_999}, 90_000, "may take 90000 ms with 2 lanes"),
+    (Reason.BOND, {"bond_free": 0}, {}, {}, 0, "has no bond that is free"),
+]
+
+
+@pytest.mark.parametrize("row", CLAUSES, ids=[f"{number}-{row[0]}" for number, row in enumerate(CLAUSES)])
+def test_each_clause_fails_alone_and_names_the_nearest(row: tuple[Any, ...]) -> None:
+    reason, offer, spec_changes, order_changes, nearest, text = row
+    spec = make_spec(**spec_changes)
+    found = find_mismatches(make_offer(**offer), make_order(spec=spec, **order_changes), spec, NOW)
+    assert [(one.reason, one.nearest) for one in found] == [(reason, nearest)]
+    assert text in found[0].text
+
+
+def test_every_reason_that_an_offer_can_show_has_a_clause() -> None:
+    assert set(iterate_reasons()) == set(Reason) - {Reason.PRICE, Reason.POLICY}
+
+
+@pytest.mark.parametrize(
+    ("offer", "order"),
+    [
+        ({}, {}),
+        ({"memory_bytes": RESOURCES.memory_bytes, "millicores": 1_000, "segment_wall": 60_000, "level": Level.NS}, {}),
+        ({"slots": 1}, {"deadline": NOW + 90_000}),
+        ({"bond_free": 0}, {"damages": 0}),
+    ],
+    ids=["ample", "just enough", "just in time", "no damages, no bond"],
+)
+def test_what_is_just_enough_fits(offer: dict[str, Any], order: dict[str, Any]) -> None:
+    assert find_mismatches(make_offer(**offer), make_order(**order), make_spec(), NOW) == ()
+
+
+def test_survey_leaves_out_parties_and_what_has_run_out() -> None:
+    offers = [
+        make_offer(),
+        make_offer(signer=PROVIDERS[1], memory_bytes=1),
+        make_offer(signer=PROVIDERS[2], valid_until=NOW - 1),
+        make_offer(signer=REQUESTER),
+        make_offer(signer=BROKER),
+    ]
+    found = survey(offers, make_order(), make_spec(), NOW)
+    assert found.matching == (PROVIDERS[0].key,)
+    assert [one.provider for one in found.misfits] == [PROVIDERS[1].key]
+
+
+def test_survey_is_bounded() -> None:
+    offers = [make_offer(signer=Signer(number.to_bytes(32)), slots=0) for number in range(MAX_MISFITS + 5)]
+    assert len(survey(offers, make_order(), make_spec(), NOW).misfits) == MAX_MISFITS
+
+
+@pytest.mark.parametrize(("segments", "lanes", "rounds"), [(1, 1, 1), (10, 3, 4), (9, 3, 3), (1, 8, 1), (5, 0, 5)])
+def test_duration_counts_whole_rounds(segments: int, lanes: int, rounds: int) -> None:
+    assert compute_duration(make_order(segments=segments), lanes) == 30_000 + rounds * 60_000
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(0, "0 bytes"), (999_999, "999999 bytes"), (10**6, "1 MB"), (1_550_000_000, "1.5 GB")]
+)
+def test_bytes_for_people(size: int, shown: str) -> None:
+    assert show_bytes(size) == shown
+
+
+NOBODY = Survey((), ())
+
+
+def explain_to(found: Survey, declines: Any = (), bids: Any = (), spec_changes: Any = (), **order: Any) -> Any:
+    spec = make_spec(**dict(spec_changes))
+    return explain(make_order(spec=spec, **order), spec, found, declines, bids)
+
+
+def test_the_lowest_price_comes_first() -> None:
+    order = make_order()
+    declines = [
+        make_decline(order, PROVIDERS[0], Reason.BUSY),
+        make_decline(order, PROVIDERS[1], Reason.PRICE, 2_500_000),
+        make_decline(order, PROVIDERS[2], Reason.PRICE, 2_250_000),
+    ]
+    why = explain_to(NOBODY, declines)
+    assert why.lowest == 2_250_000
+    assert why.text.startswith("the lowest price at which someone would have bid is 2.25 credits per segment")
+
+
+def test_a_bid_above_the_limit_names_a_price_too() -> None:
+    assert explain_to(NOBODY, (), [make_bid(make_order(), price=2_000_001).body]).lowest == 2_000_001
+
+
+def test_24_gb_asked_and_20_on_offer_prints_that_change() -> None:
+    spec_changes = {"resources": replace(RESOURCES, memory_bytes=24 * GB)}
+    spec = make_spec(**spec_changes)
+    offers = [make_offer(memory_bytes=20 * GB), make_offer(signer=PROVIDERS[1], memory_bytes=16 * GB)]
+    found = survey(offers, make_order(spec=spec), spec, NOW)
+    text = explain_to(found, spec_changes=spec_changes).text
+    assert "none of 2 providers fits" in text
+    assert "ask for 20.0 GB of memory instead of 24.0 GB" in text
+
+
+def test_fewer_changes_go_before_smaller_ones() -> None:
+    offers = [
+        make_offer(memory_bytes=RESOURCES.memory_bytes - 1, millicores=999),
+        make_offer(signer=PROVIDERS[1], millicores=500),
+    ]
+    found = survey(offers, make_order(), make_spec(), NOW)
+    assert "ask for 500 millicores instead of 1000" in explain_to(found).text
+
+
+TEXTS: list[tuple[Reason, int, str]] = [
+    (Reason.WALL, 30_000, "limit a segment to 30000 ms instead of 60000 ms"),
+    (Reason.DEADLINE, 95_000, "put the deadline at least 95000 ms ahead"),
+    (Reason.LEVEL, 0, "ask for isolation ns"),
+    (Reason.BUSY, 700, "try again later"),
+    (Reason.POLICY, 0, "policy: no strangers"),
+    (Reason.MEMORY, 0, "memory: no strangers"),
+    (Reason.RUNTIME, 0, "runtime: no strangers"),
+]
+
+
+@pytest.mark.parametrize(("reason", "nearest", "text"), TEXTS)
+def test_each_reason_has_words(reason: Reason, nearest: int, text: str) -> None:
+    declines = [make_decline(make_order(), reason=reason, nearest=nearest, text="no strangers")]
+    why = explain_to(NOBODY, declines)
+    assert (why.lowest, text in why.text) == (0, True), why.text
+
+
+def test_a_decline_goes_before_what_the_offer_says() -> None:
+    found = survey([make_offer(slots=0)], make_order(), make_spec(), NOW)
+    declines = [make_decline(make_order(), reason=Reason.POLICY, text="closed on Sundays")]
+    assert "closed on Sundays" in explain_to(found, declines).text
+
+
+def test_nobody_and_the_silent() -> None:
+    assert "no provider is connected" in explain_to(NOBODY).text
+    assert "1 matching provider did not answer" in explain_to(Survey((PROVIDERS[0].key,), ())).text
