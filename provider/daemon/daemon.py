@@ -132,8 +132,7 @@ class Daemon(Office):
             async with asyncio.timeout(seconds):
                 while not all(keeper.machine.is_quiet for keeper in self.leases.values()):
                     self._changed.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), 0.1)
+                    await self._changed.wait()
 
     # What leases ask of us
 

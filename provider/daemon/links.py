@@ -143,7 +143,8 @@ class TaskSet:
 
     async def close(self) -> None:
         """Cancel all and wait for them."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := [task for task in self._tasks if not task.done()]:
+            for task in tasks:
+                task.cancel()
+            # once more after a while: a library may lose a cancellation that meets its own end of waiting
+            await asyncio.wait(tasks, timeout=1)

@@ -66,6 +66,7 @@ class Counter:
     def adopt(self, promise: Promise) -> None:
         """A lease of an earlier life still needs its slot."""
         order_id = promise.bid.body.order
+        self.promises[order_id] = promise
         self._leased.add(order_id)
         self.desk.confirm(promise, order_id, self._gear.clock.now())
 
@@ -176,7 +177,10 @@ class Counter:
         return promise
 
     def ask_slot(self, order_id: bytes, grant: Callable[[], None]) -> None:
-        """Call `grant` once it is this order's turn."""
+        """Call `grant` once it is this order's turn. A second try of a job is booked again."""
+        promise = self.promises.get(order_id)
+        if promise is not None and self.desk.capacity.get(order_id) is None:
+            self.desk.confirm(promise, order_id, self._gear.clock.now())
         self._waiting[order_id] = grant
         self._grant_soon()
 
