@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any, assert_never
 
 from broker.protocol import topics
@@ -57,6 +58,9 @@ from provider.work.events import (
 )
 from provider.work.events import Task as LeaseTask
 from provider.work.machine import Phase, Work
+
+Step = Callable[[], Coroutine[Any, Any, WorkEvent | None]]
+"""Something that takes time and ends with an event."""
 
 WAIT_MS = 20_000
 """One long poll for an acceptance."""
@@ -145,11 +149,11 @@ class LeaseKeeper:
     def _perform(self, effect: WorkEffect) -> Coroutine[Any, Any, WorkEvent | None] | None:
         match effect:
             case Fetch():
-                self._start(self._fetch())
+                self._start(self._fetch)
             case AskSlot():
                 self._office.ask_slot(self.order_id, lambda: self.driver.post(SlotGranted()))
             case Run():
-                self._start(self._run(effect))
+                self._start(partial(self._run, effect))
             case Kill():
                 self._kill()
             case Report():
@@ -158,12 +162,12 @@ class LeaseKeeper:
                 self._office.free_slot(self.order_id)
             case PostReceipt():
                 self._reporter.flush()
-                self._tasks.start(self._tell(HandOver(self._gear, self.opened, self.folder).post(effect)))
+                self._tasks.start(self._tell(partial(HandOver(self._gear, self.opened, self.folder).post, effect)))
             case AwaitAcceptance():
                 self._listen()
             case Submit():
                 self.log.info("submits", what=effect.task.value, why=effect.why)
-                self._tasks.start(self._tell(self._submit(effect)))
+                self._tasks.start(self._tell(partial(self._submit, effect)))
             case Finish():
                 self._office.retire(self.opened.lease, effect.state)
             case _:
@@ -172,7 +176,7 @@ class LeaseKeeper:
 
     # Tasks
 
-    def _start(self, work: Coroutine[Any, Any, WorkEvent | None]) -> None:
+    def _start(self, work: Step) -> None:
         """Fetch or run: one at a time, to be killed."""
         self._kill()
         self._work = self._tasks.start(self._tell(work))
@@ -182,9 +186,9 @@ class LeaseKeeper:
             self._work.cancel()
             self._work = None
 
-    async def _tell(self, work: Coroutine[Any, Any, WorkEvent | None]) -> None:
+    async def _tell(self, work: Step) -> None:
         try:
-            event = await work
+            event = await work()
         except Exception as error:  # one lease must not take the others along; its timers end it
             self.log.error("a step of the lease broke", error=repr(error), exc_info=error)
             return

@@ -175,15 +175,17 @@ async def test_a_lease_on_a_bid_that_is_not_known_is_given_back(world: World) ->
 
 
 async def test_a_lost_or_withdrawn_bid_frees_its_place(world: World) -> None:
-    orders = [world.make_order(f"order {number}", span=47_000) for number in range(4)]
-    bids = [await world.get_bid(order) for order in orders[:2]]
+    orders = [world.make_order(f"order {number}", span=47_000) for number in range(7)]
+    bids = [await world.get_bid(order) for order in orders[:4]]
+    await world.announce(orders[6])
+    await until(lambda: bool(world.declines(orders[6])))
     other = scene.make_award(orders[0], scene.make_bid(orders[0]))
     assert other.bid != scene.make_award(orders[0], bids[0]).bid
     await world.say(other)
     await world.say(Withdrawal(compute_order_id(scene.CHAIN, orders[1]), "off"))
-    for order in orders[2:]:
+    for order in orders[4:6]:
         await world.get_bid(order)
-    assert set(world.workspace.load_promises()) == {compute_order_id(scene.CHAIN, order) for order in orders[2:]}
+    assert set(world.workspace.load_promises()) == {compute_order_id(scene.CHAIN, order) for order in orders[2:6]}
 
 
 async def test_the_same_announcement_gets_the_same_bid_again(world: World) -> None:

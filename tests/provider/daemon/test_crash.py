@@ -1,0 +1,166 @@
+"""`kill -9` at every point of the journal, and at random moments: after the restart each lease ends properly, once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from broker.protocol.messages import Reason
+from chain.base.errors import Fault
+from chain.base.hashing import compute_digest
+from chain.ledger.terms.agreement import compute_order_id
+from chain.ledger.transactions import Deliver, GiveBack
+from chain.runtime.database import open_database
+from chain.runtime.journal import SCHEMA, Journal
+from provider.daemon.workspace import STORE_VERSION, name_machine
+from provider.work.events import LeaseState
+from provider.work.machine import Phase
+from tests.provider import scene
+from tests.provider.daemon.world import World, until
+
+POINTS = 8
+"""Rows that a lease on the happy path writes: promise, opening, fetched, segment, end, stored, accepted, moved."""
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A provider that the test starts and kills; the last life is stopped at the end."""
+    world = World(tmp_path / "provider")
+    await world.start()
+    yield world
+    await world.stop()
+    await world.close()
+    assert not world.executor.running, "a job outlives the daemon"
+
+
+def break_journal(world: World, after: int) -> asyncio.Event:
+    """Let the row number `after` be the last thing that this life does for a lease: it is written, nothing follows."""
+    journal, broken, written = world.workspace.journal, asyncio.Event(), 0
+    real = Journal(journal._connection)
+
+    def append(machine: str, now: int, event: bytes) -> None:
+        nonlocal written
+        if broken.is_set():
+            raise Fault("this life is over", rule="test.killed")
+        real.append(machine, now, event)
+        written += 1
+        if written == after:
+            broken.set()
+            raise Fault("this life is over", rule="test.killed")
+
+    journal.append = append  # type: ignore[method-assign]  # the crash is put exactly behind a row
+    journal.drop = lambda *_: None  # type: ignore[method-assign]  # as above
+    return broken
+
+
+@pytest.mark.parametrize("accepting", [True, False], ids=["accepted", "silence"])
+@pytest.mark.parametrize("point", range(1, POINTS + 1))
+async def test_killed_behind_any_row_the_job_is_paid_exactly_once(world: World, point: int, accepting: bool) -> None:
+    world.broker.accepting = accepting
+    broken = break_journal(world, point)
+    order = world.make_order()
+    await world.announce(order)
+    await until(lambda: bool(world.bids(order)) or broken.is_set())
+    if world.bids(order):
+        award = scene.make_award(order, world.bids(order)[0])
+        lease = await world.open_award(order, award)
+        await until(lambda: broken.is_set() or world.chain.views[lease].state in ("settled", "delivered"))
+        await world.kill()
+        await world.start()
+        await world.wait_state(lease, LeaseState.SETTLED if accepting else LeaseState.DELIVERED)
+        assert set(world.chain.done.values()) == {1}
+        assert not any(isinstance(body, GiveBack) for body in world.chain.submitted)
+        assert world.executor.ran[compute_order_id(scene.CHAIN, order)] <= 2
+    else:
+        assert point == 1, "the bid is sent once its promise is on disk"
+        await world.kill()
+        await world.start()
+        await world.announce(order)
+        await until(lambda: bool(world.bids(order)))
+
+
+async def test_killed_at_random_moments_every_lease_ends_once(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    orders = [world.make_order(f"order {number}") for number in range(6)]
+    leases = [await world.open_lease(order) for order in orders]
+    for _ in range(6):
+        await asyncio.sleep(chance.random() * 0.02)
+        await world.kill()
+        await world.start()
+    for lease in leases:
+        await world.wait_state(lease, LeaseState.SETTLED)
+    assert set(world.chain.done.values()) == {1} and len(world.chain.done) == 6
+    assert world.executor.most <= 2
+    for lease in leases:
+        await world.wait_gone(lease)
+    await until(lambda: world.workspace.journal.names() == [], lambda: str(world.workspace.journal.names()))
+
+
+async def test_what_happened_on_the_chain_meanwhile_is_heard_first(world: World) -> None:
+    world.executor.hold = asyncio.Event()
+    leases = [await world.open_lease(world.make_order(name)) for name in ("ended", "cancelled")]
+    await until(lambda: len(world.executor.running) == 2)
+    await world.kill()
+    await world.chain.move(leases[0], LeaseState.EXPIRED)
+    await world.chain.move(leases[1], LeaseState.CANCELLING)
+    await world.start()
+    await world.wait_gone(leases[0])
+    assert world.daemon.leases[leases[1]].machine.phase is Phase.STOPPED
+    assert sum(world.executor.ran.values()) == 2, "nothing of them runs again"
+
+
+async def test_a_lease_that_opened_while_nobody_was_there_is_served(world: World) -> None:
+    order = world.make_order()
+    bid = await world.get_bid(order)
+    await world.kill()
+    lease = await world.open_award(order, scene.make_award(order, bid))
+    await world.start()
+    await world.wait_state(lease, LeaseState.SETTLED)
+
+
+async def test_bids_of_an_earlier_life_still_hold_their_place(world: World) -> None:
+    orders = [world.make_order(f"order {number}", span=47_000) for number in range(5)]
+    for order in orders[:4]:
+        await world.get_bid(order)
+    await world.kill()
+    await world.start()
+    await world.announce(orders[4])
+    await until(lambda: bool(world.bids(orders[4]) or world.declines(orders[4])))
+    assert [one.reason for one in world.declines(orders[4])] == [Reason.BUSY]
+
+
+async def test_an_output_that_was_lost_with_the_disk_is_given_back(world: World) -> None:
+    world.broker.down = True
+    order = world.make_order()
+    bid = await world.get_bid(order)
+    world.broker.down = False
+    lease = await world.open_award(order, scene.make_award(order, bid))
+    world.broker.accepting = False
+    await until(lambda: lease in world.broker.deliveries)
+    await world.kill()
+    output = compute_digest(b"output of " + scene.INPUTS)
+    (world.folder / "leases" / lease.hex() / output.hex()).write_bytes(b"rotten")
+    drop_rows(world, lease, keep=4)
+    world.broker.deliveries.clear()
+    await world.start()
+    await world.wait_state(lease, LeaseState.RETURNED)
+    assert not any(isinstance(body, Deliver) for body in world.chain.submitted)
+
+
+def drop_rows(world: World, lease: bytes, keep: int) -> None:
+    """Take back the last rows of a lease's journal, as if the crash had come before them."""
+    database = open_database(world.folder / "provider.db", kind="provider", version=STORE_VERSION, schema=SCHEMA)
+    database.execute("DELETE FROM journal WHERE machine = ? AND sequence >= ?", (name_machine(lease), keep))
+    database.close()
+
+
+async def test_folders_that_belong_to_no_lease_are_swept(world: World) -> None:
+    left = world.folder / "leases" / "00ff"
+    left.mkdir(parents=True)
+    await world.kill()
+    await world.start()
+    assert not left.exists()
