@@ -8,11 +8,12 @@ lease as it then stood.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, assert_never
 
 import msgspec
 
 from chain.base.codec import Record, encode
+from chain.base.errors import Fault
 from chain.base.hashing import Digest
 from chain.base.keys import Key
 from chain.base.merkle import compute_root
@@ -81,14 +82,18 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
         match self.happening:
             case Transferred(sender, to):
                 return frozenset({sender, to})
-            case Bonded(provider):
-                return frozenset({provider})
-            case OrderForgotten(order):
-                return frozenset({order})
+            case Bonded(one) | OrderForgotten(one):
+                return frozenset({one})
             case LeaseMoved(lease):
-                terms = self.lease.terms if self.lease else None
-                parties = (terms.order, terms.requester, terms.provider, terms.auctioneer) if terms else ()
-                return frozenset({lease, *parties})
+                return frozenset({lease, *_list_parties(self.lease)})
+            case _:
+                assert_never(self.happening)
+
+
+def _list_parties(lease: LeaseRecord | None) -> tuple[bytes, ...]:
+    if lease is None:
+        raise Fault("the event of a lease carries the lease", rule="results.lease")
+    return (lease.terms.order, lease.terms.requester, lease.terms.provider, lease.terms.auctioneer)
 
 
 def compute_results_root(results: Sequence[Result]) -> bytes:

@@ -219,8 +219,8 @@ def check_conservation(state: State, supply: int) -> None:
                 locked += entry.locked
                 set_aside[entry.terms.provider] = set_aside.get(entry.terms.provider, 0) + entry.bond
                 mandates[entry.terms.order] = mandates.get(entry.terms.order, 0) + entry.locked
-            case OrderRecord() | Totals():
-                pass
+            case _:
+                continue
     totals = state.totals
     if (accounts, bonds, locked) != (totals.accounts, totals.bonds, totals.locked):
         raise Fault(f"counted {(accounts, bonds, locked)}, kept {totals}", rule="R13.conserved")

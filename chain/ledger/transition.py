@@ -15,7 +15,7 @@ from chain.base.codec import decode, encode
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.units import MICRO
-from chain.ledger.entries import LeaseRecord, OrderRecord, get_lease_key, get_timer
+from chain.ledger.entries import LeaseRecord, get_lease_key
 from chain.ledger.genesis import Params
 from chain.ledger.recent import Recent, Sent
 from chain.ledger.results import LedgerEvent, Result
@@ -179,16 +179,15 @@ class Execution:
         return left
 
     def _fire(self, state: State, timer: Timer, results: list[Result], events: list[LedgerEvent]) -> None:
-        """Fire one timer, unless something before it in this block has moved or removed it."""
-        due, identity, _ = timer
-        lease, order = _find_owner(state, timer)
-        if get_timer(lease or order) != due:
-            return
+        """Fire one timer. An order's may have gone with its record, when its last lease ended earlier in this block."""
+        _, identity, key = timer
         scope = self._scope(state)
-        if lease is not None:
-            process_lease_timer(scope, lease)
-        elif order is not None:
+        if key == get_lease_key(identity):
+            process_lease_timer(scope, state.need(key, LeaseRecord))
+        elif (order := state.order(identity)) is not None:
             process_order_timer(scope, identity, order)
+        else:
+            return
         results.append(_make_result(identity, scope.events, timer=True))
         events += scope.events
 
@@ -197,17 +196,11 @@ def _make_result(trigger: bytes, events: Iterable[LedgerEvent], *, timer: bool) 
     return Result(trigger, timer, tuple(event.happening for event in events))
 
 
-def _find_owner(state: State, timer: Timer) -> tuple[LeaseRecord | None, OrderRecord | None]:
-    _, identity, key = timer
-    if key == get_lease_key(identity):
-        return state.lease(identity), None
-    return None, state.order(identity)
-
-
 def _list_parties(state: State, timer: Timer) -> frozenset[bytes]:
     """Order and provider that a timer belongs to."""
-    lease, _ = _find_owner(state, timer)
-    return frozenset({timer[1]} if lease is None else {lease.terms.order, lease.terms.provider})
+    _, identity, key = timer
+    lease = state.lease(identity) if key == get_lease_key(identity) else None
+    return frozenset({lease.terms.order, lease.terms.provider} if lease else {identity})
 
 
 def _find_touched(state: State, chain_id: bytes, body: Body) -> frozenset[bytes]:

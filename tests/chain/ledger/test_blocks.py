@@ -1,4 +1,6 @@
-"""The ledger's face (R16 h): propose, apply, commit; children of one parent; headers that lie; snapshots; timers in blocks (R1)."""
+"""The ledger's face (R16 h): propose, apply, commit; children of one parent; headers that lie; snapshots; timers in
+blocks (R1).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from chain.ledger.genesis import Params
 from chain.ledger.ledger import Ledger
 from chain.ledger.results import LeaseMoved, Result, compute_results_root
 from chain.ledger.terms.agreement import compute_lease_id
-from chain.ledger.transactions import GiveBack, Transfer, compute_transaction_id
+from chain.ledger.transactions import Body, GiveBack, Transfer, compute_transaction_id
 from chain.ledger.tree import StateTree
 from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, World, digest, salt
 
@@ -193,7 +195,8 @@ def test_a_proposal_keeps_within_a_block(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_overhead_of_a_block_holds_its_header() -> None:
     w = World(bond=0)
-    big = Header(2**32 - 1, 2**63 - 1, 2**63 - 1, 2**63 - 1, *[bytes(32)] * 2, 2**63 - 1, *[bytes(32)] * 4)
+    largest = dict.fromkeys(("slot", "height", "time", "seats_changed"), 2**63 - 1)
+    big = msgspec.structs.replace(w.ledger.head, epoch=2**32 - 1, **largest)
     assert len(encode(Block(big, bytes(32), ()))) <= ledger_module.BLOCK_OVERHEAD // 2
     assert len(encode(w.propose())) <= ledger_module.BLOCK_OVERHEAD // 2
 
@@ -303,7 +306,9 @@ def test_leases_are_found_by_their_parties() -> None:
 
 
 def live_through(rate: int) -> tuple[Any, ...]:
-    """One lease delivered and silently accepted, one expired, under blocks every `rate` ms (0: only when something is due)."""
+    """One lease delivered and silently accepted, one expired, under blocks every `rate` ms (0: only when something is
+    due).
+    """
     w = World()
     start = w.now
     lease = w.open_lease()
@@ -317,10 +322,7 @@ def live_through(rate: int) -> tuple[Any, ...]:
         due = [tx for when, tx in events if when <= at]
         events = [(when, tx) for when, tx in events if when > at]
         w.block(*due, time=at)
-    leases = tuple(
-        msgspec.structs.replace(w.lease(one.id), timer=None, terms=None)  # type: ignore[arg-type]  # compared, not stored
-        for one in (lease, idle)
-    )
+    leases = tuple(msgspec.structs.replace(w.lease(one.id), timer=None, terms=None) for one in (lease, idle))
     return (*leases, w.balance("provider"), w.bond("provider"), w.balance("requester"), w.ledger.supply())
 
 
@@ -373,11 +375,28 @@ def test_a_backlog_of_timers_changes_nobodys_outcome() -> None:
     order = w.order(salt=salt("new"), segments=1, cap=MICRO)
     bid = w.bid(order)
     committed = w.block(w.tx("broker", w.opening(order, bid, w.award(order, bid))))
-    rows = [(one.happening.row, one.happening.lease) for one in committed.events if isinstance(one.happening, LeaseMoved)]
+    moves = [one.happening for one in committed.events if isinstance(one.happening, LeaseMoved)]
+    rows = [(move.row, move.lease) for move in moves]
     left = [one for one in ids if w.lease(one).state is LeaseState.OPEN]
     assert [row for row, _ in rows[:-1]] == [10] * (len(rows) - 1) and rows[-1][0] == 1
     assert all(w.lease(one).terms.provider == w.key("rival") for one in left)
     assert {lease for _, lease in rows[:-1]} >= {one for one in mine if one != ids[0]}
+
+
+@pytest.mark.parametrize("act", ["settle", "deliver", "cancel"])
+def test_whoever_touches_a_lease_fires_its_partys_backlog(act: str) -> None:
+    """R1: a lease of a provider with a backlog is settled, delivered or cancelled only after that backlog has fired."""
+    w = World(Params(block_timers=1, quota=1_000))
+    ids = sorted(open_many(w, 4))
+    mine = [one for one in ids[1:] if w.lease(one).terms.provider == w.key("provider")]
+    late = w.lease(mine[0]).terms.deadline + 1
+    fresh = w.open_lease(salt=salt("fresh"), deadline=late + HOUR)
+    bodies: dict[str, Body] = {"settle": w.settle(fresh), "deliver": w.deliver(fresh), "cancel": w.cancel(fresh)}
+    sender = "requester" if act == "cancel" else "provider"
+    committed = w.block(w.tx(sender, bodies[act], valid=late), time=late)
+    assert {result.trigger for result in committed.results if result.timer} >= set(mine)
+    assert not committed.results[-1].timer
+    assert all(w.lease(one).state is LeaseState.EXPIRED for one in mine)
 
 
 def test_a_refused_transaction_leaves_the_backlog_as_it_was() -> None:

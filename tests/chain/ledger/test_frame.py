@@ -21,6 +21,7 @@ from chain.ledger.terms.work import Span
 from chain.ledger.transactions import (
     MAX_TX_BYTES,
     MAX_VALIDITY,
+    Body,
     RegisterProvider,
     SignedTransaction,
     Transaction,
@@ -114,7 +115,7 @@ def test_every_body_has_a_subject_and_a_count_of_signatures() -> None:
     plain = w.opening(order, bid, w.award(order, bid))
     second = w.opening(order, bid, w.award(order, bid, runner_up=runner))
     lease = w.open_lease()
-    counts = {
+    counts: dict[Body, int] = {
         plain: 4,
         second: 5,
         w.settle(lease): 3,

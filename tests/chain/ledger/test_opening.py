@@ -1,4 +1,4 @@
-"""Row 1: each check of R2, R3, R10, R13, R14, R15 c and R18 has a row that is refused under its name, and only there."""
+"""Row 1: each check of R2, R3, R10, R13, R14, R15 c and R18 has a row that is refused under its name, else not."""
 
 from __future__ import annotations
 
@@ -248,7 +248,8 @@ def test_what_is_set_aside_or_at_risk_is_not_free_again() -> None:
     """R3 e and R14 over several leases of one provider."""
     w = World(bond=10 * MICRO)
     w.open_lease()
-    for bond, price, rule in [(10_000, 200_000, "R3.e.set-aside"), (5_000, 200_000, "R14.leverage"), (5_000, 90_000, "")]:
+    rows = [(10_000, 200_000, "R3.e.set-aside"), (5_000, 200_000, "R14.leverage"), (5_000, 90_000, "")]
+    for bond, price, rule in rows:
         body = make_open(w, {"salt": salt("two")}, {"price": price, "bond": bond})
         assert w.refusal("broker", body) == rule, (bond, price)
     w.send("provider", RegisterProvider(10 * MICRO))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -64,20 +64,23 @@ def spans(*pairs: tuple[int, int]) -> dict[str, Any]:
 
 
 STRANGER, WATCHER, RIVAL = (SIGNERS[name].key for name in ("stranger", "watcher", "rival"))
-BOTH = [settle, deliver]
+BOTH: list[Callable[..., Any]] = [settle, deliver]
 RECEIPT_ROWS = [
     (make(**changes), rule)
     for make in BOTH
-    for rule, changes in [
-        ("lease.unknown", {"receipt": {"lease": digest("no")}}),
-        ("R5.provider", {"receipt": {"provider": RIVAL}}),
-        ("R5.first", {"receipt": {"first": 1}}),
-        ("R5.count", {"count": 11}),
-        ("R18.empty", {"receipt": {"records": EMPTY_ROOT}}),
-        ("R18.empty", {"count": 0, "receipt": {"records": digest("something")}}),
-        ("R5.signature", {"receipt_by": "rival"}),
-        ("R9.cause", {"count": 0, "receipt": {"cause": Cause.PROGRAM}}),
-    ]
+    for rule, changes in cast(
+        list[tuple[str, dict[str, Any]]],
+        [
+            ("lease.unknown", {"receipt": {"lease": digest("no")}}),
+            ("R5.provider", {"receipt": {"provider": RIVAL}}),
+            ("R5.first", {"receipt": {"first": 1}}),
+            ("R5.count", {"count": 11}),
+            ("R18.empty", {"receipt": {"records": EMPTY_ROOT}}),
+            ("R18.empty", {"count": 0, "receipt": {"records": digest("something")}}),
+            ("R5.signature", {"receipt_by": "rival"}),
+            ("R9.cause", {"count": 0, "receipt": {"cause": Cause.PROGRAM}}),
+        ],
+    )
 ]
 SETTLE_ROWS = [
     (settle(), ""),

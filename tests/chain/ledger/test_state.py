@@ -1,4 +1,6 @@
-"""Overlay states against a plain dictionary, timers against a sorted list, remembered ids against a plain set; faults of our own."""
+"""Overlay states against a plain dictionary, timers against a sorted list, remembered ids against a plain set; faults
+of our own.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,19 @@ from chain.ledger.entries import (
     TOTALS_KEY,
     Account,
     Entry,
+    LeaseState,
     OrderRecord,
     Provider,
     Totals,
     decode_entry,
     get_timer,
 )
+from chain.ledger.genesis import Params
 from chain.ledger.recent import BlockIds, Recent, Sent
+from chain.ledger.results import LeaseMoved, LedgerEvent
+from chain.ledger.rules.leases import end_lease
+from chain.ledger.rules.scope import Scope
+from chain.ledger.signatures import SignatureMemo
 from chain.ledger.state import State, check_conservation
 from chain.ledger.transactions import MAX_VALIDITY
 from chain.ledger.tree import StateTree
@@ -46,7 +54,9 @@ BLOCK = st.dictionaries(KEYS, st.none() | st.integers(0, 30), max_size=6)
 def test_overlays_read_like_one_dictionary_and_commit_to_the_same(
     first: dict[bytes, int | None], blocks: list[tuple[dict[bytes, int | None], ...]], now: int, depth: int
 ) -> None:
-    """Whether blocks are committed or not, entries, timers and root are the same; two children of one parent stay apart."""
+    """Whether blocks are committed or not, entries, timers and root are the same; two children of one parent stay
+    apart.
+    """
     model: dict[bytes, Entry] = {key: make_entry(key, value) for key, value in first.items() if value is not None}
     state = State.load(model, TREE)
     for number, (changes, sibling_changes) in enumerate(blocks):
@@ -95,6 +105,14 @@ def test_a_child_that_is_merged_or_dropped() -> None:
     assert state.account(b"1") == Account(2, bytes(32))
 
 
+MOVED = LeaseMoved(bytes(32), 3, LeaseState.SETTLED, 0, 0, 0, 0, 0)
+
+
+def make_scope() -> Scope:
+    """A scope whose state is empty."""
+    return Scope(bytes(32), Params(), SignatureMemo(), State.load({}, TREE).child(), 0, 1)
+
+
 FAULTS: list[tuple[str, Any]] = [
     ("state.kind", lambda: State.load({b"a1": Account(1, bytes(32))}, TREE).get(b"a1", Provider)),
     ("state.missing", lambda: State.load({}, TREE).need(b"a1", Account)),
@@ -102,6 +120,8 @@ FAULTS: list[tuple[str, Any]] = [
     ("state.commit", lambda: State.load({}, TREE).child().child().commit()),
     ("recent.commit", lambda: Recent(0).commit()),
     ("recent.commit", lambda: Recent(0).child(1).child(2).commit()),
+    ("lease.leftover", lambda: end_lease(make_scope(), World().open_lease(), LeaseState.SETTLED, 3)),
+    ("results.lease", lambda: LedgerEvent(transaction=None, happening=MOVED).topics),
     ("state.key", lambda: decode_entry(b"x", b"")),
 ]
 

@@ -1,4 +1,6 @@
-"""law.md's table: every (state, event or timer) pair has exactly one outcome or a refusal by name; who gets what in each row."""
+"""law.md's table: every (state, event or timer) pair has exactly one outcome or a refusal by name; who gets what in
+each row.
+"""
 
 from __future__ import annotations
 
@@ -311,7 +313,7 @@ def test_after_a_cancel_the_provider_gets_the_fee_or_more(end: str, count: int, 
 
 
 def test_after_a_cancel_a_partial_settle_costs_the_provider_nothing() -> None:
-    """Row 12 over R7: the requester ended the work, so segments beyond the receipt are no return; the fee is the least."""
+    """Row 12 over R7: the requester ended the work, so nothing beyond the receipt is a return; the fee is due."""
     w = World()
     weights = (1, 1, 1, 1, 1, 1, 1, 1, 1, 3)
     lease = w.open_lease(weights=weights)
@@ -364,7 +366,9 @@ def open_with(w: World, *, bond: int, damages: int) -> LeaseRecord:
     ],
 )
 def test_a_cut_lease_keeps_what_was_served_until_its_end(way: str, bond_bps: int, share: int, burned: int) -> None:
-    """Rows 7, 10, 12 with r > 0: unserved refunded, the served part stays locked with its share of the bond, then row 13."""
+    """Rows 7, 10, 12 with r > 0: unserved refunded, the served part stays locked with its share of the bond, then row
+    13.
+    """
     w = World()
     lease = open_with(w, bond=bond_bps, damages=1_000)
     if way == "grace":

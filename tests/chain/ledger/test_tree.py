@@ -49,7 +49,9 @@ def test_the_root_is_the_naive_one(entries: dict[bytes, bytes]) -> None:
 
 
 @given(MAPS, st.lists(CHANGES, max_size=4))
-def test_updates_lead_where_a_fresh_tree_does(entries: dict[bytes, bytes], steps: list[dict[bytes, bytes | None]]) -> None:
+def test_updates_lead_where_a_fresh_tree_does(
+    entries: dict[bytes, bytes], steps: list[dict[bytes, bytes | None]]
+) -> None:
     """Whatever the order of changes and deletions, the shape is that of the set; the tree before is untouched."""
     node, model = build(entries), dict(entries)
     for changes in steps:

@@ -98,6 +98,10 @@ class World:
         """Account of a named signer."""
         return SIGNERS[name].key
 
+    def name(self, key: bytes) -> str:
+        """Whose key this is."""
+        return next(name for name, signer in SIGNERS.items() if signer.key == key)
+
     def sign(self, name: str, tag: Tag, body: Any) -> Signed[Any]:
         """Sign under a tag on this chain."""
         return SIGNERS[name].sign(tag, self.chain_id, body)
@@ -281,7 +285,10 @@ class World:
         """A settle of a receipt (by default the whole range), accepted as told."""
         receipt = receipt or self.receipt(lease)
         accepted = self.acceptance(lease, receipt, **acceptance)
-        return Settle(self.sign("provider", Tag.RECEIPT, receipt), self.sign("requester", Tag.ACCEPTANCE, accepted))
+        return Settle(
+            self.sign(self.name(lease.terms.provider), Tag.RECEIPT, receipt),
+            self.sign("requester", Tag.ACCEPTANCE, accepted),
+        )
 
     def storage(self, lease: LeaseRecord, receipt: Receipt, /, **changes: Any) -> StorageReceipt:
         """The holder keeps what the receipt commits to for a day."""
@@ -298,7 +305,9 @@ class World:
         """A delivery of a receipt (by default the whole range)."""
         receipt = receipt or self.receipt(lease)
         kept = self.storage(lease, receipt, **storage)
-        return Deliver(self.sign("provider", Tag.RECEIPT, receipt), self.sign("holder", Tag.STORAGE, kept))
+        return Deliver(
+            self.sign(self.name(lease.terms.provider), Tag.RECEIPT, receipt), self.sign("holder", Tag.STORAGE, kept)
+        )
 
     def cancel(self, lease: LeaseRecord) -> Cancel:
         """The requester's cancel."""
