@@ -89,7 +89,7 @@ def build_image(folder: Path, packages: tuple[str, ...] = PACKAGES) -> RuntimeIm
     Raises `Unavailable` where a package or a library is missing, and where a folder on the way can't be entered by
     other users.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    _make_folder(folder)
     _check_reachable(folder)
     entries = _plan_entries(packages)
     digest = _compute_digest(entries)
@@ -100,6 +100,14 @@ def build_image(folder: Path, packages: tuple[str, ...] = PACKAGES) -> RuntimeIm
                 _build(folder, place, entries)
     versions = tuple((name, _find(name).version) for name in sorted(packages))
     return RuntimeImage(str(place), digest, f"{sys.version_info.major}.{sys.version_info.minor}", versions)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes what is missing of a path, open to every user whatever the umask says."""
+    for part in (*reversed(folder.parents), folder):
+        if not part.exists():
+            part.mkdir(exist_ok=True)
+            part.chmod(0o755)
 
 
 def _check_reachable(folder: Path) -> None:
