@@ -31,7 +31,7 @@ def open_database(path: Path, *, kind: str, version: int, schema: str) -> sqlite
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.executescript(schema)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
             raise Unavailable(f"cannot open the database {path}: {error}", rule="store.open") from error
         undo.pop_all()
     return connection

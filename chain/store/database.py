@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from chain.base.codec import encode
-from chain.base.errors import Fault, Refused, Unavailable
+from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.base.hashing import compute_digest
 from chain.consensus.messages import Certificate
 from chain.ledger.blocks import Block
@@ -101,13 +101,19 @@ class ChainStore:
             f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
         self._lock = threading.Lock()
+        try:
+            self._claim(chain_id)
+        except TallyError:
+            self.close()
+            raise
+
+    def _claim(self, chain_id: bytes) -> None:
         with self._reading():
             row = self._writer.execute("SELECT id FROM chain").fetchone()
             if row is None:
                 self._writer.execute("INSERT INTO chain VALUES (?)", (chain_id,))
         if row is not None and row[0] != chain_id:
-            self.close()
-            message = f"{path} belongs to chain {row[0].hex()}, the genesis file to {chain_id.hex()}"
+            message = f"{self.path} belongs to chain {row[0].hex()}, the genesis file to {chain_id.hex()}"
             raise Refused(message, rule="store.chain")
 
     def close(self) -> None:
@@ -165,7 +171,7 @@ class ChainStore:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._reader
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
+        except (sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise CorruptStore(self.path, str(error)) from error
 
     def read(self, query: str, *values: object) -> list[tuple[object, ...]]:
@@ -206,10 +212,10 @@ class ChainStore:
             row = db.execute("SELECT height, place FROM transactions WHERE id = ?", (tx,)).fetchone()
         return None if row is None else (int(row[0]), int(row[1]))
 
-    def get_entries(self) -> Iterator[tuple[bytes, bytes]]:
+    def get_entries(self) -> list[tuple[bytes, bytes]]:
         """All entries of the state at the head, by key."""
         with self._reading() as db:
-            yield from db.execute("SELECT key, value FROM entries ORDER BY key")
+            return db.execute("SELECT key, value FROM entries ORDER BY key").fetchall()
 
     def get_events(self, topics: Sequence[bytes], after: int, limit: int) -> tuple[int, list[bytes]]:
         """Payloads of the events above height `after` on any of the topics (none named: all), and the height up to

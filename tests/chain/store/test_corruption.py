@@ -120,7 +120,7 @@ DAMAGE: dict[str, tuple[Callable[[sqlite3.Connection], object], str]] = {
     "the head cut off": (sql(f"DELETE FROM blocks WHERE height = {BLOCKS}"), "store.corrupt"),
     "the head and its events cut off": (cut_head, "R16.store-older"),
     "a signature in a block": (flip_signature, "store.corrupt"),
-    "a topic": (sql("UPDATE topics SET height = 2 WHERE height = 3"), "store.corrupt"),
+    "a topic": (sql("UPDATE topics SET height = 7 WHERE height = 3"), "store.corrupt"),
     "a topic lost": (sql("DELETE FROM topics WHERE height = 3"), "store.corrupt"),
     "a topic too many": (sql("INSERT INTO topics VALUES (zeroblob(32), 1, 0)"), "store.corrupt"),
     "the guard lost": (sql("DELETE FROM guard"), "R16.guard-older"),
