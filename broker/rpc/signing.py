@@ -26,7 +26,7 @@ from http_message_signatures import (
 from http_message_signatures.exceptions import HTTPMessageSignaturesException
 from multidict import CIMultiDict
 
-from chain.base.errors import Refused, TallyError, Unavailable
+from chain.base.errors import Refused, Unavailable
 from chain.base.keys import Signer, is_signature, parse_key, show_key
 
 TAG = "tallystick-broker-1"
@@ -164,8 +164,6 @@ class RequestChecker:
         # 1. Exactly one signature for us, over all that must be covered, by the key it names.
         try:
             found = self._verifier.verify(message, max_age=None, expect_tag=TAG, require_components=COVERED)
-        except TallyError:
-            raise
         except HTTPMessageSignaturesException as error:
             raise self._refuse(str(error)) from error
         if len(found) != 1:

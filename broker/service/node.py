@@ -44,6 +44,7 @@ from chain.runtime import journal
 from chain.runtime.clock import Clock, SystemClock
 from chain.runtime.database import open_database
 from chain.runtime.files import own_folder, write_atomically
+from chain.runtime.gate import Gate
 from chain.runtime.journal import Journal
 from chain.runtime.keystore import load_or_create_key
 from chain.runtime.logs import get_logger
@@ -76,6 +77,7 @@ class BrokerNode:
         self.desk: Desk
         self.listener: Listener
         self.parts: Parts
+        self.gate: Gate
         self._settings = settings
         self._signer = signer
         self._outside = outside
@@ -102,6 +104,7 @@ class BrokerNode:
         stack.push_async_callback(_cancel, sweeper)
         web = WebServer(Routes(self.parts, self.desk, self.describe).make_table(), self._clock)
         self.url = await web.start(host, port)
+        self.gate = web.gate
         stack.push_async_callback(web.close)
         if not is_loopback(host):
             self._log.warning("reachable from outside: whoever reaches this address may send requests", listen=host)

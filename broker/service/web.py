@@ -72,7 +72,7 @@ class WebServer:
     """Serves routes at one address."""
 
     def __init__(self, routes: Iterable[web.AbstractRouteDef], clock: Clock) -> None:
-        self.gate: Gate | None = None
+        self.gate: Gate
         self._routes = routes
         self._clock = clock
         self._checker = RequestChecker()
@@ -116,8 +116,6 @@ class WebServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self.gate is None:
-            raise web.HTTPServiceUnavailable
         self.gate.enter(request.transport)
         try:
             return await handler(request)
