@@ -71,8 +71,9 @@ class Progress:
             case "output":
                 self._print(escape(news.output).rstrip("\n"))
             case "phase":
-                self._what = WORDS.get(news.phase, news.phase)
-                self._print(self._what)
+                self._what = WORDS.get(news.phase, self._what)
+                if news.phase in WORDS:
+                    self._print(self._what)
             case "progress":
                 self._what = f"{news.done} of {news.total} segments done"
             case "trouble" if news.rule != self._trouble:

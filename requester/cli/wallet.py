@@ -12,7 +12,7 @@ from requester.cli.app import Choices, json_flag, pass_choices
 from requester.client.market import AsyncMarket
 from requester.client.settings import RequesterSettings, get_passphrase, open_wallet, write_settings
 
-FUND = "get credits from somebody who has some, for example the treasury: `tally-chain send --to {key}`"
+FUND = "get credits from somebody who has some, for example the treasury: `tally-chain send {key} CREDITS`"
 
 
 @click.command()

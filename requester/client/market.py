@@ -174,7 +174,7 @@ class AsyncMarket:
         if not account.known:
             message = (
                 f"the chain does not know your account {show_key(self.signer.key)}; get credits from somebody who has "
-                "some, for example the treasury: `tally-chain send`"
+                f"some, for example the treasury: `tally-chain send {show_key(self.signer.key)} CREDITS`"
             )
             raise Refused(message, rule="account.unknown")
         if account.balance < order.cap:

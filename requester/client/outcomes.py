@@ -12,7 +12,7 @@ from chain.base.units import format_credits
 from chain.ledger.genesis import Genesis
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Receipt, SegmentRecord
-from requester.client.texts import escape, show_size, show_span
+from requester.client.texts import escape, escape_line, show_size, show_span
 from requester.purchase import checks
 from requester.purchase.checking import CheckFailed, Verdict
 from requester.purchase.documents import Documents
@@ -136,8 +136,9 @@ def _read_result(store: JobStore, job: str, documents: Documents) -> JobResult:
     receipt = documents.delivery.receipt.body
     last = documents.delivery.records[-1].body
     if receipt.cause is not Cause.OK:
-        figure = describe_failure(last, documents)
-        raise JobFailed(job, receipt.cause, figure, blobs.get(last.error, b"").decode("utf-8", "replace"))
+        traceback = blobs.get(last.error, b"").decode("utf-8", "replace")
+        figure = describe_failure(last, documents, traceback)
+        raise JobFailed(job, receipt.cause, figure, traceback)
     packed = blobs.get(last.output)
     if packed is None:
         raise JobEnded(job, "accepted", "result.missing", f"its output is no longer in {store.folder}")
@@ -177,8 +178,8 @@ def read_cost(documents: Documents) -> tuple[int, int, bool]:
     return price + commission, commission, False
 
 
-def describe_failure(record: SegmentRecord, documents: Documents) -> str:
-    """The figure of a failed segment in words: what it used of what it was allowed."""
+def describe_failure(record: SegmentRecord, documents: Documents, traceback: str = "") -> str:
+    """The figure of a failed segment in words: what it used of what it was allowed, or the last line it left."""
     limits, used = documents.spec.resources, record.usage
     match record.cause:
         case Cause.OOM:
@@ -196,4 +197,5 @@ def describe_failure(record: SegmentRecord, documents: Documents) -> str:
         case Cause.SIGNAL:
             return "a signal ended it"
         case _:
-            return "it raised an error or left with a status other than 0"
+            lines = traceback.strip().splitlines()
+            return escape_line(lines[-1], limit=500) if lines else "it left with a status other than 0"

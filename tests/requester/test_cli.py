@@ -163,7 +163,7 @@ def test_a_job_that_raises_shows_its_traceback_and_exits_5(
     assert said.err.splitlines()[-3:] == [
         "Traceback:",
         "ValueError: no",
-        "tally: the job failed (program): it raised an error or left with a status other than 0 [job.program]",
+        "tally: the job failed (program): ValueError: no [job.program]",
     ]
     error = Said(capsys, "run", "job.py", "--cap", "2", "--json").json["error"]
     assert (error["cause"], error["exit"], error["traceback"]) == ("program", 5, "Traceback:\nValueError: no\n")

@@ -121,7 +121,8 @@ async def test_news_come_in_order_and_output_comes_once(fake: FakeMarket) -> Non
 
 
 FAILURES = [
-    (Deed(cause=Cause.PROGRAM, trace="ValueError: no\n"), "it raised an error"),
+    (Deed(cause=Cause.PROGRAM, trace="Traceback\nValueError: no\n"), r"\(program\): ValueError: no "),
+    (Deed(cause=Cause.PROGRAM), "it left with a status other than 0"),
     (Deed(cause=Cause.OOM, usage=Usage(1, 600 << 20, 1)), "it used 600 MiB of 512 MiB"),
     (Deed(cause=Cause.WALL, usage=Usage(1, 1, 301_000)), "it ran 5.02 min of 5 min"),
     (Deed(cause=Cause.CPU, usage=Usage(301_000, 1, 1)), "it used 5.02 min of 5 min"),
@@ -132,7 +133,7 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("deed", "figure"), FAILURES, ids=[deed.cause.value for deed, _ in FAILURES])
+@pytest.mark.parametrize(("deed", "figure"), FAILURES, ids=[figure for _, figure in FAILURES])
 async def test_a_failed_job_says_why_and_is_paid(fake: FakeMarket, deed: Deed, figure: str) -> None:
     """R9."""
     fake.deed = deed
