@@ -167,7 +167,7 @@ class Driver(Generic[EventT, EffectT]):
             self._timer.cancel()
             self._timer = None
         due = self.machine.wake_at()
-        if due is None or self._closed:
+        if due is None:
             return
         delay = min(max(0, due - self._clock.now()) / 1000, _LONGEST_SLEEP)
         self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
