@@ -14,7 +14,7 @@ import msgspec
 from broker.bus import LocalBus, LocalHub, Will
 from broker.protocol import topics
 from broker.protocol.api import Delivery
-from broker.protocol.jobs import Level
+from broker.protocol.jobs import JobSpec, Level
 from broker.protocol.messages import Announcement, Decline, Offer, Progress, read_from_provider, sign_message
 from chain.base.codec import encode
 from chain.base.errors import Refused, Unavailable
@@ -266,6 +266,7 @@ class World:
         )
         self.chain.fund(scene.PROVIDER.key, 0, 1_000 * CREDIT)
         self.broker.blobs |= {compute_digest(blob): blob for blob in (scene.CODE, scene.INPUTS)}
+        self.host = Host(Level.NS, (scene.RUNTIME,), "avx2", "openblas")
         self.heard: list[Any] = []
         self.offers: list[bytes] = []
         self.daemon: Daemon
@@ -288,7 +289,7 @@ class World:
         gear = Gear(
             signer=scene.PROVIDER, chain_id=scene.CHAIN, clock=SystemClock(), chain=self.chain, broker=self.broker,
             bus=self._bus, executor=self.executor, slots=slots, workspace=self.workspace,
-            host=Host(Level.NS, (scene.RUNTIME,), "avx2", "openblas"), patience=QUICK,
+            host=self.host, patience=QUICK,
         )  # fmt: skip
         self.daemon = Daemon(gear, self.settings, scene.BROKER.key)
         await self.daemon.start()
@@ -334,8 +335,8 @@ class World:
         self.hub.send(topic or topics.orders(scene.CHAIN), data, retain=False)
         await asyncio.sleep(0)
 
-    async def announce(self, order: Order) -> Announcement:
-        announcement = scene.announce(order)
+    async def announce(self, order: Order, spec: JobSpec = scene.SPEC) -> Announcement:
+        announcement = scene.announce(order, spec)
         await self.say(announcement)
         return announcement
 
@@ -350,14 +351,14 @@ class World:
     def progress(self, lease: bytes) -> list[Progress]:
         return [one.body for one in self.heard if isinstance(one.body, Progress) and one.body.lease == lease]
 
-    async def get_bid(self, order: Order) -> Signed[Bid]:
-        await self.announce(order)
+    async def get_bid(self, order: Order, spec: JobSpec = scene.SPEC) -> Signed[Bid]:
+        await self.announce(order, spec)
         await until(lambda: bool(self.bids(order)))
         return self.bids(order)[-1]
 
-    async def open_lease(self, order: Order, *, award: bool = True) -> bytes:
+    async def open_lease(self, order: Order, *, award: bool = True, spec: JobSpec = scene.SPEC) -> bytes:
         """Let our bid win; returns the lease."""
-        bid = await self.get_bid(order)
+        bid = await self.get_bid(order, spec)
         signed = scene.make_award(order, bid)
         if award:
             await self.say(signed, topics.down(scene.CHAIN, scene.PROVIDER.key))
