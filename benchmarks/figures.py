@@ -10,7 +10,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """`aim` is what we want to reach, `limit` what must be kept; both are upper bounds in `unit`, None where there is none."""
+    """`aim` is what we want to reach, `limit` what must be kept; both are upper bounds in `unit`, None where there is
+    none.
+    """
 
     value: float
     unit: str
@@ -27,7 +29,9 @@ class Figure:
         return {"value": self.value, "unit": self.unit, "aim": self.aim, "limit": self.limit, "met": self.met}
 
     def to_text(self) -> str:
-        bounds = [f"{word} {bound:g}" for word, bound in (("aim", self.aim), ("limit", self.limit)) if bound is not None]
+        bounds = [
+            f"{word} {bound:g}" for word, bound in (("aim", self.aim), ("limit", self.limit)) if bound is not None
+        ]
         verdict = {True: "met", False: "NOT met", None: ""}[self.met]
         reached = "" if self.aim is None else ", aim reached" if self.value <= self.aim else ", aim not reached"
         return f"{self.value:10.2f} {self.unit:<6} {', '.join(bounds):<24} {verdict}{reached}"
