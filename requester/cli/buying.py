@@ -65,6 +65,7 @@ def run(
             return output.OK
         async with progress.ticking():
             job = await market.sign(work, wanted, progress.hooks)
+            progress.job = job.hex()
             if detach:
                 await market.send(job, progress.hooks)
                 return _print_sent(job.hex(), as_json=choices.as_json)

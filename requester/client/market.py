@@ -151,9 +151,7 @@ class AsyncMarket:
         self.store.blobs.put(work.inputs)
         signed = self.signer.sign(Tag.ORDER, chain, order)
         urls = (self.settings.broker, self.settings.chain)
-        job = self.store.add(chain, signed, make_spec(work, wishes), self.clock.now(), urls)
-        hooks.tell(News("signed", job.hex()))
-        return job
+        return self.store.add(chain, signed, make_spec(work, wishes), self.clock.now(), urls)
 
     async def account(self) -> AccountView:
         """The requester's own account on the chain."""

@@ -12,6 +12,9 @@ from requester.purchase.quote import Quote
 class News:
     """One thing that happened to a job. `kind` is `signed`, `phase`, `progress`, `output` or `trouble`.
 
+    `signed` comes first, as soon as the broker has the order or could not be reached: whoever is killed from then on
+    has an order out (or one that is sent when the job is taken up).
+
     `phase` holds the phase, `done` and `total` segments, `output` new bytes the job wrote (hostile: escape them),
     `text` words for a person, `rule` the rule behind them.
     """

@@ -16,7 +16,7 @@ from requester.client.texts import escape, escape_line, show_size, show_span
 from requester.purchase import checks
 from requester.purchase.checking import CheckFailed, Verdict
 from requester.purchase.documents import Documents
-from requester.purchase.phases import Phase
+from requester.purchase.phases import LEASE_ENDS, Phase
 from requester.purchase.verify import verify_job
 from requester.store.jobs import JobRow, JobStore
 
@@ -119,7 +119,8 @@ def read_outcome(store: JobStore, row: JobRow) -> JobResult:
         raise NoBid(escape(row.text), documents.unmatched.lowest if documents.unmatched else 0)
     if row.phase == Phase.REFUSED:
         raise _read_check(row)
-    raise JobEnded(job, row.phase, row.rule, escape(row.text))
+    how = row.rule.removeprefix("lease.") if row.phase == Phase.ENDED else row.phase
+    raise JobEnded(job, how, row.rule, escape(row.text))
 
 
 def _read_check(row: JobRow) -> TallyError:
@@ -169,7 +170,7 @@ CHECKED = sum(map(len, (checks.AWARD_CHECKS, checks.BOOK_CHECKS, checks.DELIVERY
 def read_cost(documents: Documents) -> tuple[int, int, bool]:
     """(cost, commission, settled): from the chain where the lease is over, else as the award would have it."""
     seen, award = documents.seen, documents.award
-    if seen is not None and seen.state == "settled":
+    if seen is not None and seen.state in LEASE_ENDS:
         return seen.paid + seen.commission, seen.commission, True
     if award is None:
         return 0, 0, False

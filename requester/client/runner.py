@@ -69,6 +69,7 @@ class JobRunner:
         self._proofs: list[asyncio.Task[None]] = []
         self._moved = asyncio.Event()
         self._shown = 0
+        self._named = False
         self._driver: Driver[e.PurchaseEvent, e.PurchaseEffect] = Driver(
             self._name,
             self.machine,
@@ -82,6 +83,7 @@ class JobRunner:
 
     async def start(self) -> None:
         """Rebuild the machine from its journal and go on."""
+        self._named = bool(self._means.store.journal.load(self._name))
         await self._driver.start()
         self._note()
 
@@ -185,6 +187,9 @@ class JobRunner:
 
     def _tell(self, effect: e.TellPhase | e.TellProgress | e.TellTrouble) -> None:
         job = self.job.hex()
+        if not self._named:
+            self._named = True
+            self._hooks.tell(News("signed", job))
         match effect:
             case e.TellPhase():
                 self._note()

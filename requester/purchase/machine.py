@@ -48,6 +48,9 @@ RESULT_WAIT_MS = 60_000
 LAPSE_MARGIN_MS = 10_000
 """Beyond the last Instant at which a lease can open (R3 c): blocks and news take a moment."""
 
+LATE = "the order did not reach the broker before its auction closed; nothing was paid; run the job again"
+"""What is said of an order that is first sent when it is too late."""
+
 FIRST_RETRY_MS = 500
 LAST_RETRY_MS = 30_000
 """Pauses between tries double from the first to the last."""
@@ -224,7 +227,10 @@ class Purchase:
     def _take_refusal(self, event: events.SubmitFailed, now: int) -> list[PurchaseEffect]:
         if event.again:
             return self._try_again("submit", now, event.rule, event.text)
-        self._end(Phase.REJECTED, event.rule, event.text)
+        if now > self.order.body.closes:
+            self._end(Phase.REJECTED, "order.late", LATE)
+        else:
+            self._end(Phase.REJECTED, event.rule, event.text)
         return []
 
     def _try_again(self, what: str, now: int, rule: str, text: str) -> list[PurchaseEffect]:

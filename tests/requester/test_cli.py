@@ -260,7 +260,7 @@ def test_an_interrupted_run_says_that_the_job_goes_on(
     monkeypatch.setattr(module.AsyncMarket, "result", interrupt)
     said = Said(capsys, "run", "job.py", "--cap", "2")
     assert said.code == 130
-    job = said.err.split("job ")[1][:16]
+    job = said.err.split("tally result ")[1][:16]
     hint = f"the job goes on: `tally result {job}` waits for it, `tally cancel {job}` stops it"
     assert last(said.err) == f"tally: interrupted; {hint}"
     assert last(Said(capsys, "result", job).err) == f"tally: interrupted; {hint}"

@@ -238,6 +238,13 @@ def test_a_refused_order_is_over() -> None:
     assert shell.tell(e.Restarted()) == []
 
 
+def test_an_order_sent_too_late_says_so() -> None:
+    shell = Shell()
+    shell.tell(e.Restarted(), at=NOW + 5_000)
+    shell.tell(e.SubmitFailed("order.closes", "the auction has to close later", again=False))
+    assert (shell.machine.phase, shell.machine.rule) == (Phase.REJECTED, "order.late")
+
+
 def test_an_order_nobody_opened_lapses_and_a_lease_seen_late_revives_it() -> None:
     shell = Shell()
     shell.tell(e.Restarted(), e.Submitted(), Announced(NOW, 1, NOW + 2_000))
