@@ -27,11 +27,10 @@ from provider.sandbox.plan import build_plan
 from provider.sandbox.runtimes import RuntimeImage
 from provider.sandbox.seccomp import ARCHITECTURES
 from provider.sandbox.spec import Ended, Limits, SegmentDone, Task
+from provider.sandbox.users import claim_users
 
-__all__ = ["FIRST_UID", "SYSTEM_BWRAPS", "find_bwrap", "probe"]
+__all__ = ["SYSTEM_BWRAPS", "find_bwrap", "probe"]
 
-FIRST_UID: Final = 61_000
-"""Kernel user of slot 0 where the daemon is root: above ordinary users, below systemd's dynamic ones."""
 SYSTEM_BWRAPS: Final = ("/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap")
 _OLDEST_BWRAP: Final = (0, 8)
 """The first with --disable-userns."""
@@ -101,11 +100,11 @@ async def probe(
     image: RuntimeImage,
     *,
     bwraps: Sequence[str] = SYSTEM_BWRAPS,
-    first_uid: int = FIRST_UID,
+    first_uid: int | None = None,
     cgroups: bool = True,
 ) -> HostAbilities:
     """What this host can enforce. `bwraps` are looked at before the image's own; `cgroups` False leaves them out of
-    account.
+    account. As root, jobs run as the users `first_uid` + slot; where that is None, of a block that no other daemon holds.
     """
     arch = os.uname().machine
     bwrap, version, why = find_bwrap([*bwraps, *([image.bundled_bwrap] if image.bundled_bwrap else [])])
@@ -113,7 +112,9 @@ async def probe(
         return HostAbilities(None, arch, bwrap, reasons=(f"no sandbox for {os.uname().sysname} on {arch}",))
     if not bwrap:
         return HostAbilities(None, arch, "", reasons=why)
-    uid_base = first_uid if os.geteuid() == 0 else None
+    uid_base = None
+    if os.geteuid() == 0:
+        uid_base = claim_users(Path(image.path).parent) if first_uid is None else first_uid
     tree, no_tree = find_tree(os.getpid()) if cgroups else (None, "left out by the caller")
     level = Level.NS_CGROUP if tree is not None else Level.NS
     reasons = () if tree is not None else (f"{no_tree}; run the daemon in a unit with Delegate=yes for exact limits",)

@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path | b
     (tmp_path / "tool").chmod(0o700)
     (tmp_path / "secret-mode").write_text("x")
     (tmp_path / "secret-mode").chmod(0o600)
-    entries = {
+    entries: dict[str, Path | bytes] = {
         "py/bin/tool": tmp_path / "tool",
         "sp/a/mode.py": tmp_path / "secret-mode",
         "sp/provider/x.py": b"x = 1\n",
