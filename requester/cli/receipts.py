@@ -11,11 +11,11 @@ from chain.base.errors import Refused
 from chain.base.hashing import show_digest
 from chain.base.keys import show_key
 from chain.base.units import format_credits
-from chain.ledger.genesis import Genesis, read_genesis
+from chain.ledger.genesis import Genesis
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
 from requester.client.outcomes import read_cost
-from requester.client.settings import get_folder
+from requester.client.settings import get_folder, load_genesis
 from requester.client.texts import escape_line, show_size, show_span
 from requester.purchase.checking import Verdict
 from requester.purchase.documents import Documents
@@ -79,10 +79,7 @@ def _load_genesis(choices: Choices, named: Path | None) -> Genesis:
     path = named or choices.load().genesis_path
     if path is None:
         raise Refused("name the chain's genesis file by --genesis, or in `tally init --genesis`", rule="genesis.file")
-    try:
-        return read_genesis(path.read_bytes())
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}", rule="genesis.file") from error
+    return load_genesis(path)
 
 
 def _describe_verdicts(verdicts: list[Verdict]) -> list[dict[str, Any]]:

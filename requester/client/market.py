@@ -22,6 +22,7 @@ from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import Tag
 from chain.base.keys import Signer, show_key
 from chain.base.units import format_credits
+from chain.ledger.genesis import compute_chain_id
 from chain.ledger.terms.agreement import Order
 from chain.ledger.transactions import Cancel, sign_transaction
 from chain.rpc.client import ChainClient
@@ -30,7 +31,13 @@ from chain.runtime.clock import SystemClock
 from requester.client.news import Hooks, News
 from requester.client.outcomes import JobResult, read_outcome
 from requester.client.runner import VALID_MS, JobRunner, Means
-from requester.client.settings import RequesterSettings, get_folder, load_requester_settings, open_wallet
+from requester.client.settings import (
+    RequesterSettings,
+    get_folder,
+    load_genesis,
+    load_requester_settings,
+    open_wallet,
+)
 from requester.client.wishes import Wishes, Work, make_spec, pack_function, pack_script
 from requester.purchase.order import MAX_COMMISSION, Parties, make_order
 from requester.purchase.phases import Phase
@@ -99,8 +106,18 @@ class AsyncMarket:
                     f"{self.settings.chain} is of chain {chain.chain[:16]}; name parts of one chain"
                 )
                 raise Refused(message, rule="chain.other")
+            self._check_genesis(chain)
             self._info = broker, chain
         return self._info
+
+    def _check_genesis(self, chain: ChainInfo) -> None:
+        """Where a genesis file is at hand, the node has to be of its chain."""
+        path = self.settings.genesis_path
+        if path is None:
+            return
+        if compute_chain_id(load_genesis(path)).hex() != chain.chain:
+            message = f"the node at {self.settings.chain} is not of the chain of {path}; name that chain's node"
+            raise Refused(message, rule="chain.genesis")
 
     # ---- buying ----
 
@@ -246,13 +263,20 @@ class AsyncMarket:
                     return
 
     async def _follow(self, row: JobRow, hooks: Hooks) -> None:
-        try:
-            with self.store.own(row.id):
-                await self._drive(row, hooks)
-        except Unavailable as error:
-            if error.rule != "folder.owned":
-                raise
-            await self._look_on(row.id, hooks)
+        """Drive a job to its end; while another process does, look on, and take over if that one dies."""
+        shown = ""
+        while not Phase(row.phase).is_over or row.phase == Phase.LOST:
+            try:
+                with self.store.own(row.id):
+                    return await self._drive(row, hooks)
+            except Unavailable as error:
+                if error.rule != "folder.owned":
+                    raise
+            if row.phase != shown:
+                shown = row.phase
+                hooks.tell(News("phase", row.id.hex(), row.phase, text=row.text, rule=row.rule))
+            await asyncio.sleep(STORE_SECONDS)
+            row = self.store.get(row.id)
 
     async def _drive(self, row: JobRow, hooks: Hooks) -> None:
         runner = JobRunner(self._make_means(row), row.id, hooks)
@@ -264,15 +288,6 @@ class AsyncMarket:
                     await runner.wait(lambda phase: phase.is_over)
         finally:
             await runner.close()
-
-    async def _look_on(self, job: bytes, hooks: Hooks) -> None:
-        """Another process drives this job: wait for what it notes."""
-        before = ""
-        while not Phase((row := self.store.get(job)).phase).is_over:
-            if row.phase != before:
-                before = row.phase
-                hooks.tell(News("phase", job.hex(), row.phase, text=row.text, rule=row.rule))
-            await asyncio.sleep(STORE_SECONDS)
 
     def _make_means(self, row: JobRow) -> Means:
         """Clients of the parts that this job was sent to, which may be others than those of today's settings."""

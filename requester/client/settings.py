@@ -9,6 +9,7 @@ import msgspec
 
 from chain.base.errors import Refused
 from chain.base.keys import Signer
+from chain.ledger.genesis import Genesis, read_genesis
 from chain.runtime.files import write_atomically
 from chain.runtime.home import tally_home
 from chain.runtime.keystore import load_key
@@ -80,3 +81,11 @@ def open_wallet(settings: RequesterSettings, passphrase: str | None = None) -> S
             f"there is no key at {path}; make one with `tally wallet new`, or name one by --key", rule="key.file"
         )
     return load_key(path, passphrase or get_passphrase())
+
+
+def load_genesis(path: Path) -> Genesis:
+    """The genesis of a file; raises `Refused` under `genesis.file` where it can't be read, or as `read_genesis`."""
+    try:
+        return read_genesis(path.read_bytes())
+    except OSError as error:
+        raise Refused(f"cannot read the genesis file {path}: {error.strerror}", rule="genesis.file") from error

@@ -19,6 +19,7 @@ from chain.base.units import MICRO
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.transactions import Cancel
 from requester import AsyncMarket, JobEnded, JobFailed, Market, NoBid
+from requester.client import market as module
 from requester.client import runner
 from requester.client.news import Hooks, News
 from requester.client.outcomes import JobPending, read_outcome
@@ -227,6 +228,16 @@ async def test_parts_of_two_chains_are_refused(fake: FakeMarket) -> None:
     assert refused.value.rule == "chain.other"
 
 
+async def test_a_node_of_another_chain_than_the_genesis_file_is_refused(fake: FakeMarket, tmp_path: Path) -> None:
+    path = tmp_path / "requester" / "genesis.json"
+    path.write_text(path.read_text().replace('"test"', '"other"'))
+    with pytest.raises(Refused) as refused:
+        await connect()
+    assert refused.value.rule == "chain.genesis"
+    path.unlink()
+    await (await connect()).close()
+
+
 async def test_a_greedy_broker_is_refused_before_signing(fake: FakeMarket) -> None:
     fake.commission = 201
     async with await connect() as market:
@@ -312,6 +323,24 @@ async def test_two_at_once_one_drives_and_one_looks_on(fake: FakeMarket) -> None
         fake.deliver(job)
         assert (await driving).value == (await looking).value == 42
     assert len(fake.submitted) == 1
+
+
+async def test_who_looks_on_takes_over_when_the_other_dies(fake: FakeMarket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STORE_SECONDS", 0.001)
+    fake.delivers = False
+    async with await connect() as first, await connect() as second:
+        job = await sign_one(first)
+        driving = asyncio.ensure_future(first.result(job))
+        while not fake.leases:
+            await asyncio.sleep(0)
+        seen: list[News] = []
+        looking = asyncio.ensure_future(second.result(job, Hooks(on_news=seen.append)))
+        while not seen:
+            await asyncio.sleep(0)
+        driving.cancel()
+        await asyncio.gather(driving, return_exceptions=True)
+        fake.deliver(job)
+        assert (await looking).value == 42
 
 
 # ---- other calls ----
