@@ -102,7 +102,10 @@ class Execution:
         due = self.state.find_due(time)
         for timer in due[: rules.params.block_timers]:
             self._fire(self.state, timer, self.results, self.events)
-        self._backlog = due[rules.params.block_timers :]
+        self._backlog: dict[bytes, set[Timer]] = {}
+        for timer in due[rules.params.block_timers :]:
+            for party in _list_parties(self.state, timer):
+                self._backlog.setdefault(party, set()).add(timer)
 
     def run(self, signed: SignedTransaction) -> bytes:
         """Carry out one transaction and return its id; raises `Refused` and changes nothing."""
@@ -112,7 +115,9 @@ class Execution:
         child = self.state.child()
         results: list[Result] = []
         events: list[LedgerEvent] = []
-        left = self._fire_touched(child, transaction.body, results, events)
+        fired = self._find_touched(child, transaction.body)
+        for timer in fired:
+            self._fire(child, timer, results, events)
         change_account(child, transaction.sender, -self._rules.params.fee)
         change_totals(child, burned=self._rules.params.fee)
         scope = self._scope(child, transaction.sender, identity)
@@ -120,7 +125,9 @@ class Execution:
 
         self.state.merge(child)
         self.recent.add(Sent(identity, transaction.sender, signatures))
-        self._backlog = left
+        for timer in fired:
+            for party in _list_parties(child, timer):
+                self._backlog[party].discard(timer)
         self.results += [*results, _make_result(identity, scope.events, timer=False)]
         self.events += [*events, *scope.events]
         return identity
@@ -163,20 +170,12 @@ class Execution:
         rules.memo.check(signed, Tag.TX, rules.chain_id, key, "R15.signature")
         return signatures
 
-    def _fire_touched(self, state: State, body: Body, results: list[Result], events: list[LedgerEvent]) -> list[Timer]:
-        """R1: before a transaction touches a lease, the due timers of its order's and its provider's leases fire.
-        Returns those left.
-        """
+    def _find_touched(self, state: State, body: Body) -> list[Timer]:
+        """R1: due timers of the order and the provider whose lease a transaction touches; they fire before it."""
         if not self._backlog:
-            return self._backlog
-        touched = _find_touched(state, self._rules.chain_id, body)
-        left = []
-        for timer in self._backlog:
-            if touched & _list_parties(state, timer):
-                self._fire(state, timer, results, events)
-            else:
-                left.append(timer)
-        return left
+            return []
+        touched = _find_parties(state, self._rules.chain_id, body)
+        return sorted({timer for party in touched for timer in self._backlog.get(party, ())})
 
     def _fire(self, state: State, timer: Timer, results: list[Result], events: list[LedgerEvent]) -> None:
         """Fire one timer. An order's may have gone with its record, when its last lease ended earlier in this block."""
@@ -203,7 +202,7 @@ def _list_parties(state: State, timer: Timer) -> frozenset[bytes]:
     return frozenset({lease.terms.order, lease.terms.provider} if lease else {identity})
 
 
-def _find_touched(state: State, chain_id: bytes, body: Body) -> frozenset[bytes]:
+def _find_parties(state: State, chain_id: bytes, body: Body) -> frozenset[bytes]:
     """Order and provider whose leases a transaction touches."""
     match body:
         case Transfer() | RegisterProvider():

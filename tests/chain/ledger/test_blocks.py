@@ -394,7 +394,9 @@ def test_whoever_touches_a_lease_fires_its_partys_backlog(act: str) -> None:
     bodies: dict[str, Body] = {"settle": w.settle(fresh), "deliver": w.deliver(fresh), "cancel": w.cancel(fresh)}
     sender = "requester" if act == "cancel" else "provider"
     committed = w.block(w.tx(sender, bodies[act], valid=late), time=late)
-    assert {result.trigger for result in committed.results if result.timer} >= set(mine)
+    fired = [result.trigger for result in committed.results if result.timer]
+    assert set(fired) >= set(mine) and len(set(fired)) == len(fired)
+    assert [lease for lease in fired if lease in mine] == mine
     assert not committed.results[-1].timer
     assert all(w.lease(one).state is LeaseState.EXPIRED for one in mine)
 
