@@ -18,6 +18,7 @@ import msgspec
 __all__ = ["Cgroup", "CgroupTree", "Reading", "find_tree", "get_family", "sweep"]
 
 PREFIX: Final = "tallystick."
+_LEAF: Final = ".daemon"
 _PERIOD_US: Final = 100_000
 _MOUNTS: Final = "/proc/self/mountinfo"
 _OWN: Final = "/proc/self/cgroup"
@@ -63,13 +64,20 @@ class CgroupTree(msgspec.Struct, frozen=True):
     def create(self, name: str, wanted: Wanted) -> Cgroup:
         """Makes a group and sets its limits. Raises OSError where the kernel refuses."""
         folders = self.get_folders(name)
+        group = Cgroup(self.version, folders)
         for folder in dict.fromkeys(folders.values()):
             folder.mkdir(parents=True, exist_ok=False)
-        group = Cgroup(self.version, folders)
+        try:
+            self._limit(folders, wanted)
+        except OSError:
+            group.remove()
+            raise
+        return group
+
+    def _limit(self, folders: dict[str, Path], wanted: Wanted) -> None:
         for controller, file, value in _get_settings(self.version, wanted):
             if controller in folders:
                 _write(folders[controller] / file, value, needed=not file.startswith(("memory.sw", "memory.memsw")))
-        return group
 
     def remove_family(self) -> None:
         """Removes the daemon's own folder at its end."""
@@ -202,8 +210,10 @@ def _try_out(tree: CgroupTree, pid: int) -> None:
     if tree.version == 2:
         _delegate(Path(tree.folders[0][1]), Path(tree.folders[0][1]) / tree.family, pid)
     probe = tree.create("probe", _Unlimited())
-    probe.read()
-    probe.remove()
+    try:
+        probe.read()
+    finally:
+        probe.remove()
 
 
 class _Unlimited(msgspec.Struct, frozen=True):
@@ -216,7 +226,7 @@ def _delegate(own: Path, family: Path, pid: int) -> None:
     """Version 2 allows no processes beside controlled groups: move ourselves into a leaf, then hand the controllers
     down.
     """
-    leaf = own / f"{family.name}.daemon"
+    leaf = own / f"{family.name}{_LEAF}"
     leaf.mkdir(exist_ok=True)
     _write(leaf / "cgroup.procs", str(pid))
     family.mkdir(exist_ok=True)
@@ -252,6 +262,8 @@ def _locate(version: int, mounted: dict[str, tuple[str, str]], groups: dict[str,
     if "" not in mounted or "" not in groups:
         return {}
     folder = _join(*mounted[""], groups[""])
+    if os.path.basename(folder).startswith(PREFIX) and folder.endswith(_LEAF):
+        folder = os.path.dirname(folder)  # we have moved ourselves into our leaf before
     try:
         controllers = (Path(folder) / "cgroup.controllers").read_text().split()
     except OSError:
@@ -270,7 +282,7 @@ def sweep(tree: CgroupTree) -> int:
     count = 0
     for folder in dict.fromkeys(folder for _, folder in tree.folders):
         for family in Path(folder).glob(f"{PREFIX}*"):
-            pid, _, start = family.name.removeprefix(PREFIX).removesuffix(".daemon").partition(".")
+            pid, _, start = family.name.removeprefix(PREFIX).removesuffix(_LEAF).partition(".")
             if not pid.isdigit() or (start and _get_start(int(pid)) == start):
                 continue
             for group in [*family.glob("*/"), family]:

@@ -31,14 +31,19 @@ class CgroupMeter:
 
     def __init__(self, group: Cgroup) -> None:
         self._group = group
+        self._peak = 0
 
     def read(self) -> Reading:
-        """Now, while the job runs."""
-        return self._group.read()
+        """Now, while the job runs. Kernels before 5.19 tell version 2's present memory only, so the largest seen is
+        kept.
+        """
+        reading = self._group.read()
+        self._peak = max(self._peak, reading.peak_bytes)
+        return Reading(reading.cpu_us, self._peak, reading.oom_kills)
 
     def finish(self, rusage: resource.struct_rusage) -> Reading:
         """The group still holds the figures of the dead."""
-        return self._group.read()
+        return self.read()
 
 
 class TreeMeter:

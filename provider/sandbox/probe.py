@@ -104,7 +104,7 @@ async def probe(
     cgroups: bool = True,
 ) -> HostAbilities:
     """What this host can enforce. `bwraps` are looked at before the image's own; `cgroups` False leaves them out of
-    account. As root, jobs run as the users `first_uid` + slot; where that is None, of a block that no other daemon holds.
+    account. As root, jobs run as the users `first_uid` + slot; where that is None, of a block no other daemon holds.
     """
     arch = os.uname().machine
     bwrap, version, why = find_bwrap([*bwraps, *([image.bundled_bwrap] if image.bundled_bwrap else [])])

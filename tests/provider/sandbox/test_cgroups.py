@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from provider.sandbox import cgroups
 from provider.sandbox.cgroups import Cgroup, CgroupTree, Reading, find_tree, get_family, sweep
+from provider.sandbox.meter import CgroupMeter
 from provider.sandbox.plan import CgroupLimits
 from tests.provider.sandbox.world import MIB, is_alive, wait_until
 
@@ -58,6 +60,45 @@ def test_a_group_is_never_used_twice(tmp_path: Path) -> None:
     tree.create("slot-0", UNLIMITED)
     with pytest.raises(FileExistsError):
         tree.create("slot-0", UNLIMITED)
+
+
+def test_limits_that_are_refused_leave_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree(1, tmp_path)
+
+    def refuse(path: Path, value: str, *, needed: bool = True) -> None:
+        raise OSError(22, "refused", str(path))
+
+    monkeypatch.setattr(cgroups, "_write", refuse)
+    with pytest.raises(OSError, match="refused"):
+        tree.create("slot-0", WANTED)
+    assert not any(folder.exists() for folder in tree.get_folders("slot-0").values())
+
+
+def test_the_largest_memory_seen_is_kept(tmp_path: Path) -> None:
+    group = make_tree(2, tmp_path).create("slot-0", UNLIMITED)
+    folder = tmp_path / "tallystick.1.1" / "slot-0"
+    (folder / "cpu.stat").write_text("usage_usec 1\n")
+    (folder / "memory.events").write_text("oom_kill 0\n")
+    meter = CgroupMeter(group)
+    peaks = []
+    for present in (100, 300, 200):
+        (folder / "memory.current").write_text(f"{present}\n")
+        peaks.append(meter.read().peak_bytes)
+    assert peaks == [100, 300, 300]
+
+
+@pytest.mark.parametrize("own", ["0::/daemon\n", "0::/daemon/tallystick.7.8.daemon\n"])
+def test_a_daemon_in_its_own_leaf_finds_the_same_tree(own: str, tmp_path: Path) -> None:
+    top = tmp_path / "unified"
+    (top / "daemon" / "tallystick.7.8.daemon").mkdir(parents=True)
+    (top / "daemon" / "cgroup.controllers").write_text("cpu memory pids\n")
+    mounts = f"22 1 0:20 / {top} rw,relatime - cgroup2 cgroup2 rw\n"
+    tree, why = find_in(tmp_path, mounts, own)
+    assert tree is None
+    assert f"{top}/daemon/{get_family(os.getpid())}/probe/cpu.stat" in why
+    leaf = top / "daemon" / f"{get_family(os.getpid())}.daemon"
+    assert (leaf / "cgroup.procs").read_text() == str(os.getpid())
+    assert (top / "daemon" / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
 
 
 def test_version_2_figures(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -170,6 +171,28 @@ def test_train_chains_outputs_to_inputs(host: Host) -> None:
     assert outcome.values == [[100, 5], [100, 5, 6], [100, 5, 6, 7]]
     for before, after in zip(outcome.segments, outcome.segments[1:], strict=False):
         assert after.input_digest == hashlib.sha256(before.output).digest()
+
+
+def test_outputs_are_counted(best: Host) -> None:
+    task = make_series(Kind.MAP, bodies.double, [1, 2, 3], 0, 3)
+    limits = msgspec.structs.replace(task.limits, output_count=2)
+    outcome = best.run(msgspec.structs.replace(task, limits=limits))
+    assert [one.cause for one in outcome.segments] == [Cause.OK, Cause.OK, Cause.OUTPUT]
+    assert outcome.cause == Cause.OUTPUT
+
+
+def test_limits_of_time_hold_per_segment(best: Host) -> None:
+    def work(item: int) -> int:
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+        return item
+
+    task = make_series(Kind.MAP, work, [1, 2, 3], 0, 3)
+    limits = msgspec.structs.replace(task.limits, cpu_ms=800)
+    outcome = best.run(msgspec.structs.replace(task, limits=limits))
+    assert outcome.cause == Cause.OK, outcome.events
+    assert outcome.usage.cpu_ms > 900
 
 
 FORGERIES = {
