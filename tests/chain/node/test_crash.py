@@ -23,6 +23,7 @@ from tests.chain.node.world import (
     make_signer,
     name_transaction,
     run_process,
+    wait_until,
 )
 
 ALICE = make_signer(1)
@@ -151,3 +152,24 @@ async def test_sigterm_ends_it_tidily(tmp_path: Path) -> None:
         assert process.end() == 0
     assert not folder.address_file.exists()
     assert not folder.store_file.with_name("chain.db-wal").exists()
+
+
+FAILING_DISK = """
+from chain.store.database import ChainStore
+
+def fail(self):
+    raise OSError(28, "No space left on device")
+
+ChainStore.flush = fail
+"""
+
+
+async def test_a_node_whose_disk_fails_ends_with_the_code_of_a_fault(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    with run_process(folder, FAILING_DISK) as process:
+        with pytest.raises(Unavailable):
+            await submit(process.url, Payer.of_treasury(folder).pay(ALICE.key))
+        wait_until(lambda: process.returncode is not None, "the end of the node")
+        assert process.end() == 4
+        assert "node.broken" in process.errors.splitlines()[-1]
+    assert not folder.address_file.exists()

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog.testing
 from msgspec.structs import replace
 
 from chain.base.errors import Refused, TallyError, Unavailable
 from chain.base.units import MICRO
 from chain.ledger.genesis import make_genesis, write_genesis
 from chain.ledger.transactions import RegisterProvider, SignedTransaction
+from chain.node import node as node_module
 from chain.node.folder import ChainFolder, ChainPlan
 from chain.node.node import Node
 from chain.rpc.client import ChainClient
@@ -241,6 +243,19 @@ async def test_a_block_is_never_more_than_half_a_second_ahead_of_the_clock(tmp_p
         outcome = await client.submit(signed)
         assert (outcome.height, outcome.time) == (1, genesis.time + 1)
     await node.close()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_an_address_that_others_reach_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    monkeypatch.setattr(node_module, "is_loopback", lambda host: alone)
+    stop = asyncio.Event()
+    stop.set()
+    settings = node_module.NodeSettings(home=str(make_folder(tmp_path).path), listen="127.0.0.1:0")
+    with structlog.testing.capture_logs() as logs:
+        await node_module.run_node(settings, stop)
+    assert [line["log_level"] for line in logs] == (["info", "info"] if alone else ["info", "warning", "info"])
 
 
 # ---- what is refused at start ----
