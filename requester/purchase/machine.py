@@ -409,7 +409,7 @@ class Purchase:
         effects: list[PurchaseEffect] = []
         if self._lapse_at is not None and self._lapse_at <= now:
             self._lapse_at = None
-            self._lapse()
+            self._lapse(now)
         if self._lost_at is not None and self._lost_at <= now:
             self._lost_at = None
             self._end(Phase.LOST, "result.missing", "the lease is settled, but the result could not be had so far")
@@ -420,8 +420,13 @@ class Purchase:
             effects += self._retry_now()
         return effects
 
-    def _lapse(self) -> None:
-        if self.lease is None and not self.opened and self._ended is None:
+    def _lapse(self, now: int) -> None:
+        """No lease on the chain in time. Where the broker says that one is open, the chain has until the expiry to
+        show it: we may be the ones who do not reach it.
+        """
+        if self.opened and now < self.order.body.expiry:
+            self._lapse_at = self.order.body.expiry
+        else:
             self._end(Phase.LAPSED, "order.lapsed", "no lease was opened in time; nothing was paid")
 
     def _retry_now(self) -> list[PurchaseEffect]:

@@ -255,6 +255,28 @@ def test_an_order_nobody_opened_lapses_and_a_lease_seen_late_revives_it() -> Non
     assert [*phases, shell.machine.phase] == [Phase.LAPSED, Phase.RUNNING]
 
 
+def test_a_lease_only_the_broker_has_seen_lapses_with_the_order() -> None:
+    shell = Shell()
+    shell.tell(e.Restarted(), e.Submitted(), shell.world.closed, shell.world.awarded, shell.world.opened)
+    later = World()
+    later.bid = shell.world.bids[0]
+    shell.tell(later.awarded)
+    assert shell.machine.awarded == shell.world.awarded
+    shell.sleep()
+    phases = [shell.machine.phase]
+    assert shell.machine.wake_at() == shell.world.order.body.expiry
+    shell.sleep()
+    assert [*phases, shell.machine.phase] == [Phase.RUNNING, Phase.LAPSED]
+
+
+def test_a_refused_delivery_stays_refused_however_the_lease_ends() -> None:
+    world = World()
+    wrong_receipt(world)
+    shell = up_to_delivery(world)
+    shell.tell(shell.lease("expired", 9))
+    assert (shell.machine.phase, shell.machine.rule) == (Phase.REFUSED, "check.20")
+
+
 def test_the_broker_is_gone_after_delivery_and_the_requester_settles_itself() -> None:
     """R7: anyone may submit the settle of a final receipt that is wholly accepted."""
     shell = up_to_delivery()

@@ -29,6 +29,7 @@ from requester.purchase import machine
 from requester.purchase.checking import CheckFailed
 from requester.purchase.quote import Quote
 from requester.purchase.verify import COUNT, is_verified
+from tests.requester import fakes
 from tests.requester.fakes import Deed, FakeMarket, install
 from tests.requester.world import PROVIDER
 
@@ -244,6 +245,74 @@ async def test_a_greedy_broker_is_refused_before_signing(fake: FakeMarket) -> No
         with pytest.raises(Refused) as refused:
             await sign_one(market)
     assert refused.value.rule == "order.commission"
+
+
+async def test_an_output_the_broker_does_not_have_is_refused(fake: FakeMarket) -> None:
+    fake.inline = False
+    news: list[News] = []
+
+    def lose(one: News) -> None:
+        news.append(one)
+        fake.blobs.clear()
+
+    async with await connect() as market:
+        with pytest.raises(CheckFailed, match="check 35"):
+            await market.run(double, 21, cap=2, hooks=Hooks(on_news=lose))
+    assert "blob.unknown" in {one.rule for one in news}
+
+
+async def test_blobs_are_fetched_once_the_broker_is_back(fake: FakeMarket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "FIRST_RETRY_MS", 1)
+    fake.inline = False
+    fake.faults.add("broker.blobs")
+
+    def come_back(one: News) -> None:
+        if one.rule == "broker.unavailable":
+            fake.faults.clear()
+
+    async with await connect() as market:
+        assert (await market.run(double, 21, cap=2, hooks=Hooks(on_news=come_back))).value == 42
+
+
+async def test_an_order_the_broker_refuses_ends_the_job_with_its_rule(fake: FakeMarket) -> None:
+    async def refuse(submission: Any) -> bytes:
+        raise Refused("pay in first", rule="R12.funds")
+
+    async with await connect() as market:
+        market.broker.submit = refuse  # type: ignore[method-assign]  # one fault of one object
+        with pytest.raises(JobEnded, match="pay in first") as ended:
+            await market.run(double, 21, cap=2)
+    assert (ended.value.phase, ended.value.rule) == ("rejected", "R12.funds")
+
+
+async def test_a_result_that_is_no_packed_value_is_refused(fake: FakeMarket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fakes, "pack", lambda _value: b"\xc1")
+    async with await connect() as market:
+        with pytest.raises(JobEnded) as ended:
+            await market.run(double, 21, cap=2)
+    assert ended.value.rule == "result.form"
+
+
+async def test_a_settled_job_without_its_proof_is_not_verified(fake: FakeMarket) -> None:
+    async with await connect() as market:
+
+        async def lose(tx: bytes) -> Any:
+            raise Refused("no such transaction", rule="chain.unknown")
+
+        market.chain.proof = lose  # type: ignore[method-assign]  # one fault of one object
+        found = await market.run(double, 21, cap=2)
+    assert found.settled
+    assert [one.number for one in found.verify(fake.genesis) if not one.passed and not one.skipped] == [41]
+
+
+async def test_a_result_that_vanished_from_the_store_says_so(fake: FakeMarket) -> None:
+    async with await connect() as market:
+        found = await market.run(double, 21, cap=2)
+        row = market.store.get(bytes.fromhex(found.job))
+        market.store.blobs.path(found.documents.delivery.records[-1].body.output).unlink()  # type: ignore[union-attr]  # it is there
+        with pytest.raises(JobEnded) as ended:
+            read_outcome(market.store, row)
+    assert ended.value.rule == "result.missing"
 
 
 # ---- killed, and taken up again ----
