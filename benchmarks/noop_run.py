@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from benchmarks.figures import Figure, compute_percentile
+from chain.base.keys import Signer
 from chain.runtime.keystore import create_key
-from requester.client import AsyncMarket
+from requester.client import AsyncMarket, RequesterSettings
 from requester.demo.world import World
 
 WARM_UP = 10
@@ -28,7 +29,7 @@ async def measure() -> dict[str, Figure]:
             await world.start()
             key = create_key(world.folder / "requester" / "key.pem")
             await world.fund("requester", key.key)
-            spans = await _buy_all(world)
+            spans = await _buy_all(world, key)
         finally:
             await world.close()
     return {
@@ -37,11 +38,10 @@ async def measure() -> dict[str, Figure]:
     }
 
 
-async def _buy_all(world: World) -> list[float]:
-    key = str(world.folder / "requester" / "key.pem")
-    market = await AsyncMarket.connect(broker=world.broker_url, chain=world.chain_url, key=key)
+async def _buy_all(world: World, key: Signer) -> list[float]:
+    settings = RequesterSettings(broker=world.broker_url, chain=world.chain_url)
     spans = []
-    async with market:
+    async with AsyncMarket(settings, key, world.folder / "requester") as market:
         for number in range(WARM_UP + JOBS):
             started = time.perf_counter()
             result = await market.run(do_nothing, cap=1)

@@ -87,6 +87,7 @@ class Ending:
 
     def to_lines(self) -> list[str]:
         """For people."""
+        was, now = self.supply_before, self.supply_after
         return [
             "",
             f"accuracy   {self.bought['accuracy']:.1%} on {self.bought['held_out']} digits it had not seen",
@@ -104,8 +105,8 @@ class Ending:
                 f" {sum(1 for check in self.checks if check['passed'])} of {len(self.checks)} checks passed"
             ),
             (
-                f"credits    {format_credits(self.supply_before.total)} before = {format_credits(self.supply_after.total)}"
-                f" after + {format_credits(self.burned)} burned: {'conserved' if self.is_conserved else 'NOT CONSERVED'}"
+                f"credits    {format_credits(was.total)} before = {format_credits(now.total)} after"
+                f" + {format_credits(self.burned)} burned: {'conserved' if self.is_conserved else 'NOT CONSERVED'}"
             ),
             f"time       {self.seconds:.1f} s",
             *(f"PROBLEM    {problem}" for problem in self.problems),
