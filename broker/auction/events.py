@@ -7,7 +7,7 @@ asked for again after a restart and must then change nothing.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -82,6 +82,15 @@ class ProviderLeft(Record, frozen=True, tag="provider-left"):
     provider: Key
 
 
+class ProviderCame(Record, frozen=True, tag="provider-came"):
+    """A provider that was not there offers: it may have missed the announcement. Changes nothing, so it is not
+    stored.
+    """
+
+    durable: ClassVar[bool] = False
+    provider: Key
+
+
 class OpenFinal(Record, frozen=True, tag="open-final"):
     """The lease stands in a final block."""
 
@@ -142,6 +151,7 @@ AuctionEvent = (
     | BidArrived
     | DeclineArrived
     | ProviderLeft
+    | ProviderCame
     | OpenFinal
     | OpenRefused
     | OpenDelayed
@@ -158,9 +168,10 @@ AuctionEvent = (
 
 
 class Announce(Record, frozen=True, tag="announce"):
-    """Publish the announcement to all providers."""
+    """Publish the announcement to all providers, or send it to one that came later."""
 
     announcement: Signed[Announcement]
+    provider: Key | None = None
 
 
 class Acknowledge(Record, frozen=True, tag="acknowledge"):

@@ -37,6 +37,7 @@ from broker.auction.events import (
     OpenRefused,
     OrderPosted,
     PassAcceptance,
+    ProviderCame,
     ProviderLeft,
     PublishAward,
     PublishBook,
@@ -143,6 +144,8 @@ class Auction:
                 return self._take_decline(event, now)
             case ProviderLeft():
                 return self._lose(event.provider, now)
+            case ProviderCame():
+                return self._greet(event.provider)
             case OpenFinal() | OpenRefused() | OpenDelayed():
                 return self._take_outcome(event, now)
             case LeaseChanged():
@@ -189,9 +192,9 @@ class Auction:
         self._awaited = set(matching) or {one.provider for one in event.survey.misfits}
         return (self._announcement(), self._tell(Announced(now, len(matching), self.order.closes)))
 
-    def _announcement(self) -> Announce:
+    def _announcement(self, provider: bytes | None = None) -> Announce:
         body = Announcement(self._house.broker, self._signed, self.spec, self.order.closes)
-        return Announce(self._signer.sign(Tag.ANNOUNCEMENT, self._house.chain, body))
+        return Announce(self._signer.sign(Tag.ANNOUNCEMENT, self._house.chain, body), provider)
 
     def _take_bid(self, event: BidArrived, now: int) -> Sequence[AuctionEffect]:
         bid = event.bid.body
@@ -211,6 +214,11 @@ class Auction:
 
     def _lose(self, provider: bytes, now: int) -> Sequence[AuctionEffect]:
         return self._answer(provider, now) if self.phase is Phase.COLLECTING else ()
+
+    def _greet(self, provider: bytes) -> Sequence[AuctionEffect]:
+        if self.phase is not Phase.COLLECTING or provider in self._collected.answered():
+            return ()
+        return (self._announcement(provider),)
 
     def _answer(self, provider: bytes, now: int) -> Sequence[AuctionEffect]:
         """Cross a provider off; the last one closes the auction. With nobody to wait for, the deadline closes it."""

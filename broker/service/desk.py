@@ -326,6 +326,8 @@ class Desk:
     def _perform(self, order_id: bytes, effect: AuctionEffect) -> Coroutine[Any, Any, AuctionEvent | None] | None:
         chain, ledger, job = self._parts.house.chain, self._parts.ledger, self.live[order_id]
         match effect:
+            case Announce(announcement=signed, provider=bytes(provider)):
+                return self._publish(topics.down(chain, provider), signed)
             case Announce(announcement=signed) | PublishBook(book=signed) | Withdraw(withdrawal=signed):
                 return self._publish(topics.orders(chain), signed)
             case PublishAward(provider=None, award=award):

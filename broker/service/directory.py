@@ -51,5 +51,12 @@ class Directory:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._offers)
 
+    def is_refresh(self, offer: Offer) -> bool:
+        """Whether a provider that is there goes on offering. The same offer again is none: its connection, ours or the
+        server was gone, so that it may have missed something.
+        """
+        known = self._offers.get(offer.provider)
+        return known is not None and known.sequence < offer.sequence
+
     def __len__(self) -> int:
         return len(self._offers)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from broker.auction.events import BidArrived, DeclineArrived, ProviderLeft
+from broker.auction.events import BidArrived, DeclineArrived, ProviderCame, ProviderLeft
 from broker.protocol import topics
 from broker.protocol.api import Advanced
 from broker.protocol.messages import Decline, Offer, Progress, read_from_provider
@@ -69,8 +69,9 @@ class Listener:
         signed: Signed[Any] = read_from_provider(data, self._parts.house.chain)
         match signed.body:
             case Offer():
+                known = self._parts.directory.is_refresh(signed.body)
                 self._parts.directory.take(signed.body, self._parts.clock.now())
-                self._learn(self._introduce(signed.body.provider))
+                self._learn(self._introduce(signed.body.provider, known))
             case Bid():
                 self._take_bid(signed)
             case Decline():
@@ -98,16 +99,24 @@ class Listener:
         registered = await self._parts.ledger.is_provider(signed.body.provider)
         self._desk.post(signed.body.order, BidArrived(signed, registered))
 
-    async def _introduce(self, provider: bytes) -> None:
-        """Ask the chain about a provider that offers; one it does not know is forgotten."""
+    async def _introduce(self, provider: bytes, known: bool) -> None:
+        """Ask the chain about a provider that offers; one it does not know is forgotten, a new one hears of open
+        auctions.
+        """
         for _ in range(LEARN_TRIES):
             try:
                 if await self._parts.ledger.is_provider(provider):
+                    self._greet(provider, known)
                     return
             except TallyError as error:
                 self._log.debug("can't ask about a provider yet", rule=error.rule)
             await asyncio.sleep(LEARN_PAUSE)
         self._parts.directory.drop(provider)
+
+    def _greet(self, provider: bytes, known: bool) -> None:
+        if not known:
+            for job in self._desk.collecting():
+                self._desk.post(job.order_id, ProviderCame(provider))
 
     def _learn(self, work: Coroutine[Any, Any, None]) -> None:
         if len(self._learning) >= MAX_LEARNING:

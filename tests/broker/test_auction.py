@@ -34,6 +34,7 @@ from broker.auction.events import (
     OpenRefused,
     OrderPosted,
     PassAcceptance,
+    ProviderCame,
     ProviderLeft,
     PublishAward,
     PublishBook,
@@ -211,6 +212,16 @@ def test_who_left_is_not_waited_for() -> None:
     play = Play()
     play.bid(0)
     assert PublishBook in kinds(play.tell(ProviderLeft(PROVIDERS[1].key)))
+
+
+def test_who_comes_later_hears_the_announcement_too() -> None:
+    play = Play()
+    play.bid(0)
+    (sent,) = play.auction.handle(ProviderCame(PROVIDERS[5].key), NOW)
+    assert sent == Announce(play.effects[0].announcement, PROVIDERS[5].key)
+    assert play.auction.handle(ProviderCame(PROVIDERS[0].key), NOW) == ()
+    assert opening().auction.handle(ProviderCame(PROVIDERS[5].key), NOW) == ()
+    assert not ProviderCame.durable
 
 
 def test_with_nobody_that_matches_it_waits_for_those_who_say_why() -> None:
