@@ -1,0 +1,192 @@
+"""Pages of events behind a cursor, the archive, custody of blobs, the directory of offers."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.protocol.api import Advanced, Announced, Ended, JobEvent
+from broker.service import custody as custody_module
+from broker.service import directory as directory_module
+from broker.service import jobs as jobs_module
+from broker.service.custody import Custody
+from broker.service.directory import SKEW_MS, Directory
+from broker.service.jobs import Archive, Job, page
+from chain.base.errors import Refused, Unavailable
+from chain.base.hashing import compute_digest
+from tests.broker.world import NOW, PROVIDERS, REQUESTER, STRANGER, make_offer
+
+A, B = compute_digest(b"a"), compute_digest(b"b")
+LEASE = b"l" * 32
+
+
+def document(number: int) -> Announced:
+    return Announced(number, 0, 0)
+
+
+def progress(number: int) -> Advanced:
+    return Advanced(number, LEASE, 0, 1, (), 0, b"")
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(1, 5), st.data())
+def test_a_reader_hears_everything_once_and_in_order(story: list[bool], size: int, data: st.DataObject) -> None:
+    """Whatever comes between two reads: True is a document, False progress."""
+    jobs_module.PAGE_ITEMS, before = size, jobs_module.PAGE_ITEMS
+    try:
+        documents: list[JobEvent] = []
+        steps: list[tuple[int, Advanced]] = []
+        seen: list[Any] = []
+        cursor = 0
+        for number, is_document in enumerate(story):
+            if is_document:
+                documents.append(document(number))
+            else:
+                steps.append((len(documents), progress(number)))
+            if data.draw(st.booleans()):
+                got = page(documents, steps, 0, cursor)
+                seen, cursor = [*seen, *got.items], got.next
+        while (got := page(documents, steps, 0, cursor)).items:
+            seen, cursor = [*seen, *got.items], got.next
+    finally:
+        jobs_module.PAGE_ITEMS = before
+    assert [one.at for one in seen] == list(range(len(story)))
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 6), st.integers(0, 2**62))
+def test_no_cursor_hides_a_document_behind_it(documents: int, steps: int, dropped: int, cursor: int) -> None:
+    """Also one of an earlier life that counted progress which is gone, and one made up."""
+    told: list[JobEvent] = [document(number) for number in range(documents)]
+    known = [(min(number, documents), progress(number)) for number in range(steps)]
+    got = page(told, known, dropped, cursor)
+    behind = told[min(cursor >> 32, documents) :]
+    assert [one for one in got.items if isinstance(one, Announced)] == behind
+    assert got.next >> 32 == documents
+
+
+def test_a_page_ends_before_it_grows_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "PAGE_BYTES", 100)
+    told = [document(number) for number in range(50)]
+    got = page(told, (), 0, 0)
+    assert 0 < len(got.items) < 50
+    assert page(told, (), 0, got.next).items[0] == told[len(got.items)]
+
+
+def connect(schema: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(schema)
+    return connection
+
+
+def make_job(number: int, posted: int = NOW) -> Job:
+    job = Job(bytes([number]) * 32)
+    job.lease, job.requester, job.provider = bytes([100 + number]) * 32, REQUESTER.key, PROVIDERS[0].key
+    job.title, job.posted = f"job {number}", posted
+    job.documents = (document(1), Ended(2, "settled", "done"))
+    return job
+
+
+def test_the_archive_gives_back_what_it_was_given() -> None:
+    archive = Archive(connect(jobs_module.SCHEMA))
+    for number in range(3):
+        archive.add(make_job(number, NOW + number), NOW)
+    archive.add(make_job(1, NOW + 1), NOW + 5)
+    found = archive.find(bytes([1]) * 32)
+    assert found is not None
+    assert vars(found) == vars(make_job(1, NOW + 1))
+    by_lease = archive.find_lease(bytes([101]) * 32)
+    assert by_lease is not None
+    assert by_lease.order_id == found.order_id
+    assert [one.title for one in archive.summarize(REQUESTER.key, 2)] == ["job 2", "job 1"]
+    assert archive.summarize(STRANGER.key, 2) == []
+    archive.sweep(NOW + 1)
+    assert [archive.find(bytes([number]) * 32) is None for number in range(3)] == [True, False, True]
+
+
+def make_custody(quota: int = 100, capacity: int = 1_000) -> Custody:
+    return Custody(connect(custody_module.SCHEMA), quota, capacity)
+
+
+def test_holds_count_and_rights_do_not() -> None:
+    custody = make_custody()
+    custody.hold(A, 60, REQUESTER.key, NOW)
+    custody.grant([A], STRANGER.key, NOW)
+    assert (custody.compute_held(REQUESTER.key), custody.compute_held(STRANGER.key)) == (60, 0)
+    assert custody.get_size(A, STRANGER.key) == 60
+    assert custody.get_size(A, PROVIDERS[0].key) is None
+    custody.hold(A, 60, STRANGER.key, NOW)
+    assert custody.compute_held(STRANGER.key) == 60
+
+
+def test_a_right_to_what_is_not_there_is_none() -> None:
+    custody = make_custody()
+    custody.grant([B], STRANGER.key, NOW)
+    assert custody.get_size(B, STRANGER.key) is None
+    with pytest.raises(Refused) as refused:
+        custody.check_held([B], STRANGER.key)
+    assert refused.value.rule == "blob.missing"
+
+
+def test_room_counts_what_is_on_its_way() -> None:
+    custody = make_custody(quota=100, capacity=150)
+    custody.hold(A, 40, REQUESTER.key, NOW)
+    with custody.room(REQUESTER.key, 60), pytest.raises(Refused) as refused, custody.room(REQUESTER.key, 1):
+        pass
+    assert refused.value.rule == "blob.quota"
+    with custody.room(REQUESTER.key, 60), pytest.raises(Unavailable) as full, custody.room(STRANGER.key, 51):
+        pass
+    assert full.value.rule == "blob.full"
+    with custody.room(REQUESTER.key, 60):
+        pass
+
+
+def test_a_blob_goes_when_the_last_who_holds_or_reads_it_has_gone() -> None:
+    custody = make_custody(capacity=100)
+    custody.hold(A, 60, REQUESTER.key, NOW)
+    custody.grant([A], STRANGER.key, NOW + 10)
+    custody.extend([A], REQUESTER.key, NOW - 5)
+    assert custody.sweep(NOW) == []
+    assert custody.sweep(NOW + 1) == []
+    assert custody.get_size(A, REQUESTER.key) is None
+    assert custody.get_size(A, STRANGER.key) == 60
+    assert custody.sweep(NOW + 11) == [A]
+    with custody.room(REQUESTER.key, 100):
+        pass
+
+
+def test_the_newest_offer_stands_until_it_has_run_out() -> None:
+    """Row 27: a stale retained offer and one from the future don't count."""
+    directory = Directory()
+    directory.take(make_offer(NOW), NOW)
+    assert not directory.is_refresh(make_offer(NOW))
+    assert directory.is_refresh(make_offer(NOW + 1))
+    directory.take(make_offer(NOW + 5, slots=7), NOW)
+    for bad, rule in [
+        (make_offer(NOW + 4), "offer.stale"),
+        (make_offer(NOW, signer=PROVIDERS[1], valid_until=NOW - 1), "offer.stale"),
+        (make_offer(NOW + SKEW_MS + 1, signer=PROVIDERS[1]), "offer.early"),
+    ]:
+        with pytest.raises(Refused) as refused:
+            directory.take(bad, NOW)
+        assert refused.value.rule == rule
+    assert [one.slots for one in directory.list_standing(NOW)] == [7]
+    assert directory.list_standing(NOW + 60_006) == []
+    directory.sweep(NOW + 60_006)
+    assert len(directory) == 0
+    assert not directory.drop(PROVIDERS[0].key)
+
+
+def test_offers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "MAX_OFFERS", 2)
+    directory = Directory()
+    for signer in PROVIDERS[:2]:
+        directory.take(make_offer(NOW, signer), NOW)
+    with pytest.raises(Refused) as refused:
+        directory.take(make_offer(NOW, PROVIDERS[2]), NOW)
+    assert refused.value.rule == "offer.full"
+    later = NOW + 60_001
+    directory.take(make_offer(later, PROVIDERS[2]), later)
+    assert list(directory) == [PROVIDERS[2].key]
