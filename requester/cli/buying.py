@@ -26,6 +26,7 @@ HINT = "the job goes on: `tally result {job}` waits for it, `tally cancel {job}`
 @click.option("--cap", metavar="CREDITS", help="The most the job may cost, commission included.")
 @click.option("--memory", metavar="SIZE", help="Memory of the job (default 512MiB).")
 @click.option("--wall", metavar="SPAN", help="Time the job may run (default 5min).")
+@click.option("--acceptance", metavar="SPAN", help="How long after delivery your silence accepts (default 10min).")
 @click.option("--cores", type=float, help="Cores of the job (default 1).")
 @click.option("--output", metavar="SIZE", help="Largest result (default 64MiB).")
 @click.option("--package", "packages", multiple=True, metavar="NAME", help="A package the job imports (default numpy).")

@@ -22,7 +22,7 @@ from chain.base.hashing import compute_digest
 from chain.base.units import parse_credits
 from chain.ledger.terms.agreement import Kind
 from requester.client.texts import parse_size, parse_span
-from requester.purchase.order import Terms, make_resources
+from requester.purchase.order import DEFAULT_WINDOWS, Terms, make_resources
 
 MAX_SCRIPT_BYTES = 16 << 20
 """Largest script that is read."""
@@ -30,12 +30,14 @@ MAX_SCRIPT_BYTES = 16 << 20
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and price of a job. `cap` in credits (text, int or float) or None to be told to name one; `memory` and
-    `output` in bytes or as `512MiB`; `wall` in seconds or as `10min`; `packages` are those the job imports.
+    `output` in bytes or as `512MiB`; `wall` in seconds or as `10min`, and so `acceptance`: how long after delivery your
+    silence accepts; `packages` are those the job imports.
     """
 
     cap: str | float | None = None
     memory: int | str = "512MiB"
     wall: float | str = 300
+    acceptance: float | str = 600
     cores: float = 1
     output: int | str = "64MiB"
     packages: tuple[str, ...] = ("numpy",)
@@ -49,7 +51,10 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
         if self.cap is None:
             raise Refused("name the most the job may cost: --cap CREDITS, or cap=… in Python", rule="cap.missing")
         amount = f"{self.cap:.6f}" if isinstance(self.cap, float) else str(self.cap)
-        return Terms(cap=parse_credits(amount), segment_wall=parse_span(self.wall), commission=commission)
+        windows = msgspec.structs.replace(DEFAULT_WINDOWS, acceptance=parse_span(self.acceptance))
+        return Terms(
+            cap=parse_credits(amount), segment_wall=parse_span(self.wall), commission=commission, windows=windows
+        )
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chain.base.errors import Unavailable
-from requester.client import Hooks, JobResult, News
+from requester.client import Hooks, JobResult, News, NoBid
 from tests.e2e.market import Street, count_slowly, open_street, until
 
 pytestmark = [pytest.mark.check, pytest.mark.timeout(240)]
@@ -51,7 +51,6 @@ KILLS = [
     ("chain", "output", "step 5"),
     ("chain", "phase", "delivered"),
     ("chain", "phase", "accepted"),
-    ("broker", "phase", "announced"),
     ("broker", "phase", "awarded"),
     ("broker", "output", "step 5"),
     ("broker", "phase", "delivered"),
@@ -73,6 +72,20 @@ async def test_a_killed_part_costs_nobody_a_credit(tmp_path: Path, part: str, ki
         assert result.value == STEPS
         lease = await street.settled(moment.job)
         assert lease.served in (0, 1)
+
+
+async def test_a_broker_killed_inside_the_auction_leaves_a_payment_or_a_plain_no(tmp_path: Path) -> None:
+    moment = Moment("phase", "announced")
+    async with open_street(tmp_path) as street:
+        buying = asyncio.create_task(follow(street, moment))
+        await asyncio.wait_for(moment.came.wait(), 60)
+        street.kill("broker")
+        try:
+            await asyncio.wait_for(buying, 150)
+        except NoBid:
+            assert await street.world.chain.leases(order=moment.job) == []
+        else:
+            await street.settled(moment.job)
 
 
 @pytest.mark.parametrize("delay_ms", [0, 2, 4, 8, 16])
