@@ -153,7 +153,7 @@ class Capacity:
         self._repair(now)
 
     def wake_at(self, now: int) -> int | None:
-        """When time alone may let a waiting job start: the next bid to run out, or the next planned start of a lease."""
+        """When time alone may let a waiting job start: the next bid to run out, or the next planned start."""
         instants = [one.start if one.runs_out is None else one.runs_out + 1 for one in self.bookings if not one.running]
         return min((instant for instant in instants if instant > now), default=None)
 

@@ -38,7 +38,7 @@ REFRESH_SECONDS = 10.0
 """How often the registered bond is looked up."""
 
 TIDY_SECONDS = 1.0
-"""When the promise of a lease that has begun is dropped: later than anything that is in a hurry."""
+"""How often rows that are no longer needed are dropped: never while something is in a hurry."""
 
 
 class Daemon(Office):
@@ -77,6 +77,7 @@ class Daemon(Office):
         self._tasks.start(self._follow_chain(height))
         self._tasks.start(self._keep_present())
         self._tasks.start(self._keep_bond())
+        self._tasks.start(self._keep_tidy())
 
     async def _reconcile(self, live: dict[bytes, LeaseView]) -> None:
         gear = self.gear
@@ -97,7 +98,6 @@ class Daemon(Office):
     async def _resume(self, lease: bytes, view: LeaseView | None) -> None:
         opened = read_opening(self.gear, lease)
         if opened is None:
-            self.gear.workspace.journal.drop(name_machine(lease))
             return
         keeper = self._keep(opened)
         unfinished = keeper.replay() in UNFINISHED
@@ -157,8 +157,7 @@ class Daemon(Office):
         await keeper.close()
         self.leases.pop(lease, None)
         self.counter.end_lease(keeper.order_id)
-        self.gear.workspace.journal.drop(name_machine(lease))
-        self.gear.workspace.remove_folder(lease)
+        self.gear.workspace.drop_lease(lease)
         keeper.log.info("over", state=state.value)
 
     # The chain
@@ -213,11 +212,12 @@ class Daemon(Office):
         keeper = self._keep(opened)
         keeper.begin()
         keeper.log.info("has a lease", segments=view.count, price=view.price)
-        self._tasks.start(self._tidy(order_id))
-
-    async def _tidy(self, order_id: bytes) -> None:
-        await asyncio.sleep(TIDY_SECONDS)
         self.gear.workspace.drop_promise(order_id)
+
+    async def _keep_tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            self.gear.workspace.tidy()
 
     def _keep(self, opened: LeaseOpened) -> LeaseKeeper:
         keeper = LeaseKeeper(self.gear, self, opened)

@@ -39,6 +39,7 @@ from provider.work.events import (
     Finish,
     FreeSlot,
     Kill,
+    LeaseEnded,
     LeaseMoved,
     LeaseOpened,
     LeaseState,
@@ -122,7 +123,7 @@ class LeaseKeeper:
     def resume(self, state: LeaseState | None) -> None:
         """Go on after `replay`: hear what the chain says first."""
         if state is not None and state is not LeaseState.OPEN:
-            self.driver.post(LeaseMoved(state))
+            self.move(state)
         self.driver.post(Restarted())
 
     def stop(self) -> None:
@@ -131,7 +132,7 @@ class LeaseKeeper:
 
     def move(self, state: LeaseState) -> None:
         """The chain says the lease is in this state."""
-        self.driver.post(LeaseMoved(state))
+        self.driver.post(read_state(state))
 
     def hear_acceptance(self, acceptance: Signed[Acceptance]) -> None:
         """Somebody brought an acceptance; the same one is heard once."""
@@ -149,7 +150,7 @@ class LeaseKeeper:
     def _perform(self, effect: WorkEffect) -> Coroutine[Any, Any, WorkEvent | None] | None:
         match effect:
             case Fetch():
-                self._start(self._fetch)
+                self._start(partial(self._fetch, effect.until))
             case AskSlot():
                 self._office.ask_slot(self.order_id, lambda: self.driver.post(SlotGranted()))
             case Run():
@@ -197,15 +198,18 @@ class LeaseKeeper:
 
     # Inputs
 
-    async def _fetch(self) -> WorkEvent:
+    async def _fetch(self, until: int) -> WorkEvent:
         spec = self.opened.announcement.spec
         try:
-            await asyncio.gather(
-                fetch_blob(self._gear, self.opened.lease, spec.code, spec.code_bytes),
-                fetch_blob(self._gear, self.opened.lease, spec.inputs, spec.input_bytes),
-            )
+            async with asyncio.timeout(max(0, until - self._gear.clock.now()) / 1_000):
+                await asyncio.gather(
+                    fetch_blob(self._gear, self.opened.lease, spec.code, spec.code_bytes),
+                    fetch_blob(self._gear, self.opened.lease, spec.inputs, spec.input_bytes),
+                )
         except TallyError as error:
             return FetchFailed(str(error)[:1_000])
+        except TimeoutError:
+            return FetchFailed("code or inputs did not come before the start window ended")
         return BlobsFetched()
 
     # The run
@@ -227,7 +231,7 @@ class LeaseKeeper:
             self._gear.slots.put_nowait(slot)
 
     async def _run_task(self, effect: Run, task: Task, slot: int) -> WorkEvent:
-        done = 0
+        done, last = 0, None
         async with aclosing(self._gear.executor.run(task, slot)) as events:
             async for event in events:
                 match event:
@@ -238,50 +242,44 @@ class LeaseKeeper:
                         self._reporter.add_log(event.data)
                     case SegmentDone():
                         done += 1
-                        self._end_segment(effect.attempt, event)
+                        last = self._read_segment(effect.attempt, event)
+                        if done < task.count and event.cause is Cause.OK:
+                            self.driver.post(last)
+                            last = None
                     case Ended():
-                        if done < task.count and event.cause not in (Cause.OK, Cause.HOST):
-                            self._end_lost_segment(effect, task, event, done)
-                        return self._end_run(effect.attempt, event)
+                        if last is None and done < task.count and event.cause not in (Cause.OK, Cause.HOST):
+                            last = self._read_segment(effect.attempt, self._make_lost(effect, task, event, done))
+                        return self._end_run(effect.attempt, event, last)
                     case _:
                         assert_never(event)
         raise Fault("the sandbox ended without a word", rule="sandbox.silent")
 
-    def _end_segment(self, attempt: int, done: SegmentDone) -> None:
+    def _read_segment(self, attempt: int, done: SegmentDone) -> SegmentRan:
+        """What a segment left goes to the disk, what it was goes to the machine."""
         output = self.folder.put(done.output)
         error = self.folder.put(done.error.encode(errors="replace"))
         self.folder.keep_log()
-        self.driver.post(
-            SegmentRan(
-                attempt=attempt,
-                index=done.index,
-                input=done.input_digest,
-                output=output,
-                error=error,
-                cause=done.cause,
-                usage=done.usage,
-                started=done.started_ms,
-                dispatch=self._gear.host.dispatch,
-            )
+        return SegmentRan(
+            attempt=attempt,
+            index=done.index,
+            input=done.input_digest,
+            output=output,
+            error=error,
+            cause=done.cause,
+            usage=done.usage,
+            started=done.started_ms,
+            dispatch=self._gear.host.dispatch,
         )
 
-    def _end_lost_segment(self, effect: Run, task: Task, ended: Ended, done: int) -> None:
+    def _make_lost(self, effect: Run, task: Task, ended: Ended, done: int) -> SegmentDone:
         """The sandbox ended by the job's own doing before the segment could report: it is a segment all the same
         (R9).
         """
-        papers = self.machine.papers
-        if papers is not None and papers.is_complete:
-            return
-        digest = compute_digest(task.inputs)
-        now = self._gear.clock.now()
-        self._end_segment(
-            effect.attempt,
-            SegmentDone(effect.first + done, ended.cause, digest, b"", ended.detail, ended.usage, now),
-        )
+        digest, now = compute_digest(task.inputs), self._gear.clock.now()
+        return SegmentDone(effect.first + done, ended.cause, digest, b"", ended.detail, ended.usage, now)
 
-    def _end_run(self, attempt: int, ended: Ended) -> RunEnded:
+    def _end_run(self, attempt: int, ended: Ended, last: SegmentRan | None = None) -> RunEnded:
         self.folder.keep_log()
-        self._reporter.flush()
         self.log.info("ended", cause=ended.cause.value, detail=ended.detail)
         return RunEnded(
             attempt=attempt,
@@ -291,6 +289,7 @@ class LeaseKeeper:
             blas=self._gear.host.blas,
             log=self.folder.put(bytes(self.folder.log)),
             finished=self._gear.clock.now(),
+            last=last,
         )
 
     def _make_task(self, effect: Run) -> Task:
@@ -374,8 +373,13 @@ class LeaseKeeper:
             if view is not None:
                 state = LeaseState(view.state)
                 if not state.is_live or (state is LeaseState.DELIVERED and effect.task is not LeaseTask.SETTLE):
-                    return LeaseMoved(state)
+                    return read_state(state)
             return TransactionRefused(effect.task, refusal.rule)
+
+
+def read_state(state: LeaseState) -> LeaseMoved | LeaseEnded:
+    """The event that tells a machine of its lease's state."""
+    return LeaseMoved(state) if state.is_live else LeaseEnded(state)
 
 
 async def fetch_blob(gear: Gear, lease: bytes, digest: bytes, size: int) -> None:

@@ -34,19 +34,24 @@ class Workspace:
         self.journal = Journal(self._database)
         self._folder = folder / "leases"
         self._open: dict[bytes, LeaseFolder] = {}
+        self._dropped: set[str] = set()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Promise)
 
     def close(self) -> None:
-        """Close the database."""
+        """Tidy up and close the database."""
+        self.tidy()
         self._database.close()
 
     def store_promise(self, order_id: bytes, promise: Promise, now: int) -> None:
         """Keep what a bid promises; durable on return. To be called before the bid is sent."""
-        self.journal.append(f"{_PROMISE}{order_id.hex()}", now, self._encoder.encode(promise))
+        name = f"{_PROMISE}{order_id.hex()}"
+        self._dropped.discard(name)
+        self.journal.append(name, now, self._encoder.encode(promise))
 
     def load_promises(self) -> dict[bytes, Promise]:
         """All promises by order id."""
+        self.tidy()
         found = {}
         for name in self.journal.names():
             if name.startswith(_PROMISE):
@@ -55,11 +60,30 @@ class Workspace:
         return found
 
     def drop_promise(self, order_id: bytes) -> None:
-        """The bid lost, ran out, or its lease has a journal of its own."""
-        self.journal.drop(f"{_PROMISE}{order_id.hex()}")
+        """The bid lost, ran out, or its lease has a journal of its own. Takes effect at the next `tidy`."""
+        self._dropped.add(f"{_PROMISE}{order_id.hex()}")
+
+    def drop_lease(self, lease: bytes) -> None:
+        """The lease is over: its files go now, its journal at the next `tidy`."""
+        self.open_folder(lease).remove()
+        self._open.pop(lease, None)
+        self._dropped.add(name_machine(lease))
+
+    def tidy(self) -> None:
+        """Drop in one transaction what is no longer needed; nothing that is in a hurry waits for it."""
+        if not self._dropped:
+            return
+        self._database.execute("BEGIN")
+        try:
+            for name in self._dropped:
+                self.journal.drop(name)
+        finally:
+            self._database.execute("COMMIT")
+        self._dropped.clear()
 
     def list_leases(self) -> list[bytes]:
         """Leases that have a journal."""
+        self.tidy()
         names = [name for name in self.journal.names() if name.startswith(_LEASE)]
         return [bytes.fromhex(name.removeprefix(_LEASE)) for name in names]
 

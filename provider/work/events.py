@@ -75,17 +75,26 @@ class LeaseOpened(Record, frozen=True, tag="lease_opened"):
 
 
 class LeaseMoved(Record, frozen=True, tag="lease_moved"):
-    """The chain says the lease is in this state now."""
+    """The chain says the lease is in this live state now."""
 
+    state: LeaseState
+
+
+class LeaseEnded(Record, frozen=True, tag="lease_ended"):
+    """The chain says the lease is over. Not stored: the journal goes with it, and the chain can be asked again."""
+
+    durable: ClassVar[bool] = False
     state: LeaseState
 
 
 class BlobsFetched(Record, frozen=True, tag="blobs_fetched"):
     """Code and inputs are here, their digests checked."""
 
+    durable: ClassVar[bool] = False
+
 
 class FetchFailed(Record, frozen=True, tag="fetch_failed"):
-    """Code or inputs cannot be had, and trying again would not help."""
+    """Code or inputs cannot be had, or did not come in time."""
 
     text: Detail
 
@@ -113,8 +122,9 @@ class SegmentRan(Record, frozen=True, tag="segment_ran"):
 
 
 class RunEnded(Record, frozen=True, tag="run_ended"):
-    """Nothing of the job runs any more. `cause` as the sandbox says (`host`: it failed, the job did not); the log is
-    in the workspace under `log`.
+    """Nothing of the job runs any more. `cause` as the sandbox says (`host`: it failed, the job did not); the log is in
+    the workspace under `log`. `last` is the segment that ended with it, if no event of its own told of it: one event
+    is stored sooner than two.
     """
 
     attempt: Count
@@ -124,6 +134,7 @@ class RunEnded(Record, frozen=True, tag="run_ended"):
     blas: Label
     log: Digest
     finished: Instant
+    last: SegmentRan | None = None
 
 
 class Stored(Record, frozen=True, tag="stored"):
@@ -139,8 +150,11 @@ class StoreFailed(Record, frozen=True, tag="store_failed"):
 
 
 class AcceptanceArrived(Record, frozen=True, tag="acceptance_arrived"):
-    """Somebody says the requester accepted; signature and content are not checked yet."""
+    """Somebody says the requester accepted; signature and content are not checked yet. Not stored: the holder can be
+    asked again, and silence accepts.
+    """
 
+    durable: ClassVar[bool] = False
     acceptance: Signed[Acceptance]
 
 
@@ -169,6 +183,7 @@ class Restarted(Record, frozen=True, tag="restarted"):
 WorkEvent = (
     LeaseOpened
     | LeaseMoved
+    | LeaseEnded
     | BlobsFetched
     | FetchFailed
     | SlotGranted
@@ -190,9 +205,11 @@ class Effect(msgspec.Struct, frozen=True):
 
 
 class Fetch(Effect, frozen=True):
-    """Bring code and inputs into the workspace, trying again for as long as it may help: `BlobsFetched` or
+    """Bring code and inputs into the workspace, trying again until the Instant `until`: `BlobsFetched` or
     `FetchFailed`.
     """
+
+    until: int
 
 
 class AskSlot(Effect, frozen=True):

@@ -34,6 +34,7 @@ from provider.work.events import (
     Finish,
     FreeSlot,
     Kill,
+    LeaseEnded,
     LeaseMoved,
     LeaseOpened,
     LeaseState,
@@ -111,7 +112,6 @@ class Work:
         self._deliver_at: int | None = None
         self._delivering = False
         self._refused: set[Task] = set()
-        self._fetch_end = 0
         self._end_state = LeaseState.VOID
 
     def handle(self, event: WorkEvent, now: int) -> Sequence[WorkEffect]:
@@ -125,6 +125,9 @@ class Work:
         match event:
             case LeaseMoved():
                 return self._move(event.state)
+            case LeaseEnded():
+                self._end_state = event.state
+                return (*self._halt(Phase.ENDED), Finish(event.state))
             case BlobsFetched() | FetchFailed() | SlotGranted() | SegmentRan() | RunEnded():
                 return self._hear_run(event, now)
             case Stored() | StoreFailed() | AcceptanceArrived():
@@ -141,7 +144,7 @@ class Work:
                 assert_never(event)
 
     def wake_at(self) -> int | None:
-        """The next of: end of the fetch, delivery without acceptance, last call before the deadline."""
+        """The sooner of: delivery without acceptance, last call before the deadline."""
         return min((due for due, _ in self._timers()), default=None)
 
     def wake(self, now: int) -> Sequence[WorkEffect]:
@@ -161,8 +164,6 @@ class Work:
             return []
         timers: list[tuple[int, Callable[[], Sequence[WorkEffect]]]] = []
         last = self.opened.deadline - self._patience.deadline
-        if self.phase is Phase.FETCHING:
-            timers.append((min(self._fetch_end, last), self._give_up_fetching))
         if self.phase is Phase.STORED and self._deliver_at is not None:
             timers.append((min(self._deliver_at, last), self._deliver))
         if self.phase in UNFINISHED or (self.phase is Phase.POSTING and not self._is_settling):
@@ -174,8 +175,7 @@ class Work:
         self.papers = Papers(self._signer, self._chain_id, event)
         self.phase = Phase.FETCHING
         window = event.announcement.order.body.windows.start
-        self._fetch_end = event.opened + max(window - self._patience.start, window // 2)
-        return (Fetch(),)
+        return (Fetch(event.opened + max(window - self._patience.start, window // 2)),)
 
     def _finish_again(self, event: WorkEvent) -> Sequence[WorkEffect]:
         if self.opened is None or not isinstance(event, Restarted):
@@ -184,9 +184,6 @@ class Work:
 
     def _move(self, state: LeaseState) -> Sequence[WorkEffect]:
         """The chain speaks: it always wins."""
-        if not state.is_live:
-            self._end_state = state
-            return (*self._halt(Phase.ENDED), Finish(state))
         if state is LeaseState.CANCELLING and not self._cancelling:
             self._cancelling = True
             return self._cancel()
@@ -206,7 +203,7 @@ class Work:
             case BlobsFetched():
                 return self._queue() if self.phase is Phase.FETCHING else ()
             case FetchFailed():
-                return self._leave(f"inputs missing: {event.text}") if self.phase is Phase.FETCHING else ()
+                return self._leave(f"inputs missing: {event.text}") if self.phase in UNFINISHED else ()
             case SlotGranted():
                 return self._run() if self.phase is Phase.QUEUED else (FreeSlot(),)
             case SegmentRan():
@@ -240,14 +237,17 @@ class Work:
         _, papers = self._known()
         if self.phase not in UNFINISHED or event.attempt != self._attempt:
             return ()
+        reports = self._record(event.last) if event.last is not None else ()
+        if self.phase not in UNFINISHED:
+            return reports
         if papers.is_complete:
-            return self._sign(event)
+            return (*reports, *self._sign(event))
         self.failures.append(event.detail)
         self._host_failures += 1
         self._attempt += 1
         if self._host_failures >= self._patience.attempts:
-            return self._leave(f"the host failed: {event.detail}")
-        return self._begin_again(now)
+            return (*reports, *self._leave(f"the host failed: {event.detail}"))
+        return (*reports, *self._begin_again(now))
 
     def _sign(self, event: RunEnded) -> Sequence[WorkEffect]:
         _, papers = self._known()
@@ -265,8 +265,7 @@ class Work:
         if now + needed > opened.deadline:
             return self._leave(f"the deadline leaves no time for another run ({needed} ms)")
         self.phase = Phase.FETCHING
-        self._fetch_end = max(self._fetch_end, now + self._patience.start)
-        return (FreeSlot(), Fetch())
+        return (FreeSlot(), Fetch(now + self._patience.start))
 
     def _hear_holder(self, event: Stored | StoreFailed | AcceptanceArrived, now: int) -> Sequence[WorkEffect]:
         match event:
@@ -361,9 +360,6 @@ class Work:
             self.phase = Phase.STOPPED
             return halted
         return (*halted, Submit(Task.GIVE_BACK, GiveBack(opened.lease), why))
-
-    def _give_up_fetching(self) -> tuple[WorkEffect, ...]:
-        return self._leave("code or inputs did not come before the start window ended")
 
     def _give_up(self) -> tuple[WorkEffect, ...]:
         return self._leave("not finished before the deadline")

@@ -22,6 +22,7 @@ from provider.work.events import (
     FetchFailed,
     Finish,
     FreeSlot,
+    LeaseEnded,
     LeaseMoved,
     LeaseOpened,
     LeaseState,
@@ -50,6 +51,7 @@ from tests.provider.scene import (
     NOW,
     OUTPUT,
     PROVIDER,
+    WINDOWS,
     accept,
     make_order,
     make_signer,
@@ -115,7 +117,7 @@ def reach(phase: Phase, opened: LeaseOpened = OPENED) -> Life:
         (Phase.RUNNING, run_ended),
         (Phase.POSTING, life.stored),
         (Phase.STORED, lambda: LeaseMoved(LeaseState.DELIVERED)),
-        (Phase.DELIVERED, lambda: LeaseMoved(LeaseState.SETTLED)),
+        (Phase.DELIVERED, lambda: LeaseEnded(LeaseState.SETTLED)),
     ]
     if phase in (Phase.LEAVING, Phase.STOPPED):
         life.tell(opened, FetchFailed("gone"))
@@ -133,7 +135,7 @@ def reach(phase: Phase, opened: LeaseOpened = OPENED) -> Life:
 
 def test_happy_path_is_two_documents_and_one_settle() -> None:
     life = Life()
-    assert life.tell(OPENED) == [Fetch()]
+    assert life.tell(OPENED) == [Fetch(OPENED.opened + 25_000)]
     assert life.tell(BlobsFetched()) == [AskSlot()]
     assert life.tell(SlotGranted()) == [Run(0, 0, 1)]
     [report] = life.tell(ran())
@@ -148,7 +150,7 @@ def test_happy_path_is_two_documents_and_one_settle() -> None:
     ]
     assert life.work.wake_at() is None
     assert life.tell(TransactionFinal(Task.SETTLE)) == []
-    assert life.tell(LeaseMoved(LeaseState.SETTLED)) == [Finish(LeaseState.SETTLED)]
+    assert life.tell(LeaseEnded(LeaseState.SETTLED)) == [Finish(LeaseState.SETTLED)]
     assert life.work.is_quiet
 
 
@@ -197,7 +199,7 @@ EVENTS: dict[str, Callable[[Life], WorkEvent]] = {
     "cancelling": lambda _: LeaseMoved(LeaseState.CANCELLING),
     "delivered": lambda _: LeaseMoved(LeaseState.DELIVERED),
     "disputed": lambda _: LeaseMoved(LeaseState.DISPUTED),
-    "over": lambda _: LeaseMoved(LeaseState.EXPIRED),
+    "over": lambda _: LeaseEnded(LeaseState.EXPIRED),
 }
 Rows = dict[str, tuple[Phase | None, list[str]]]
 OVER: Rows = {"over": (Phase.ENDED, ["Finish"])}
@@ -206,6 +208,7 @@ MOVED: Rows = {"delivered": (Phase.DELIVERED, []), "disputed": (Phase.DELIVERED,
 HALTED: Rows = {name: (Phase.DELIVERED, ["Kill", "FreeSlot"]) for name in MOVED}
 LOST_SLOT: Rows = {"slot": (None, ["FreeSlot"])}
 WORKING: Rows = {
+    "fetch failed": (Phase.LEAVING, LEAVE),
     "stopping": (Phase.LEAVING, LEAVE),
     "restarted": (Phase.FETCHING, BEGIN_AGAIN),
     "cancelling": (Phase.STOPPED, ["Kill", "FreeSlot"]),
@@ -220,7 +223,6 @@ TABLE: dict[Phase, Rows] = {
     Phase.NEW: {"opened": (Phase.FETCHING, ["Fetch"])},
     Phase.FETCHING: WORKING | LOST_SLOT | {
         "fetched": (Phase.QUEUED, ["AskSlot"]),
-        "fetch failed": (Phase.LEAVING, LEAVE),
     },
     Phase.QUEUED: WORKING | {"slot": (Phase.RUNNING, ["Run"])},
     Phase.RUNNING: WORKING | LOST_SLOT,
@@ -262,7 +264,7 @@ def test_each_phase_and_event_have_one_outcome(phase: Phase, name: str) -> None:
 
 TIMERS = [
     # phase, Instant, what happens
-    (Phase.FETCHING, OPENED.opened + 25_000, LEAVE),
+    (Phase.FETCHING, LAST_CALL, LEAVE),
     (Phase.QUEUED, LAST_CALL, LEAVE),
     (Phase.RUNNING, LAST_CALL, LEAVE),
     (Phase.POSTING, LAST_CALL, ["submit return"]),
@@ -283,11 +285,26 @@ def test_each_phase_has_one_timer(phase: Phase, due: int | None, effects: list[s
     assert kinds(life.wake(due or 10**15)) == effects
 
 
-def test_a_short_start_window_still_leaves_time_to_fetch() -> None:
-    order = make_order(windows=OPENED.announcement.order.body.windows.__class__(4_000, 1, 1, 1, 1, 1, 1))
-    life = Life()
-    life.tell(open_lease(order), now=order.closes)
-    assert life.work.wake_at() == order.closes + 2_000
+@pytest.mark.parametrize(("window", "span"), [(30_000, 25_000), (4_000, 2_000), (0, 0)])
+def test_inputs_are_waited_for_until_shortly_before_the_start_window_ends(window: int, span: int) -> None:
+    order = make_order(windows=msgspec.structs.replace(WINDOWS, start=window))
+    assert Life().tell(open_lease(order), now=order.closes) == [Fetch(order.closes + span)]
+
+
+def test_after_a_restart_inputs_are_waited_for_again() -> None:
+    assert reach(Phase.RUNNING).tell(Restarted())[-1] == Fetch(LATER + Patience().start)
+
+
+def test_the_last_segment_may_come_with_the_end_of_the_run() -> None:
+    life = reach(Phase.RUNNING)
+    ended = msgspec.structs.replace(run_ended(), last=ran())
+    assert kinds(life.tell(ended)) == ["Report", "FreeSlot", "PostReceipt"]
+    assert life.posted.records[0].body.output == compute_digest(OUTPUT)
+
+
+def test_a_last_segment_that_contradicts_is_given_back() -> None:
+    ended = msgspec.structs.replace(run_ended(), last=ran(input=b"other"))
+    assert kinds(reach(Phase.RUNNING).tell(ended)) == LEAVE
 
 
 def test_patience_never_outlasts_the_deadline() -> None:
@@ -459,6 +476,12 @@ def test_an_ended_run_is_reported_once_for_each_segment() -> None:
     life = reach(Phase.RUNNING, open_lease(make_order(spec=spec, segments=3), spec))
     reports = [life.tell(ran(index=index))[0] for index in range(3)]
     assert [report.done for report in reports if isinstance(report, Report)] == [1, 2, 3]
+
+
+def test_a_map_has_no_chain_of_states_and_an_unknown_segment_of_a_host_is_none() -> None:
+    life = reach(Phase.RUNNING)
+    assert life.work.papers is not None
+    assert "host failure" in life.work.papers.find_contradiction(ran(cause=Cause.HOST))
 
 
 def test_every_event_is_in_the_table() -> None:

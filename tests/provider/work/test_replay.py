@@ -20,6 +20,7 @@ from provider.work.events import (
     AcceptanceArrived,
     BlobsFetched,
     FetchFailed,
+    LeaseEnded,
     LeaseMoved,
     LeaseOpened,
     LeaseState,
@@ -144,11 +145,16 @@ class Provider:
 
 
 def assert_same(one: Work, other: Work) -> None:
-    """Machines agree on all that matters; running and waiting for a slot are the same to a journal."""
-    loose = {Phase.RUNNING: Phase.QUEUED}
-    assert loose.get(one.phase, one.phase) is loose.get(other.phase, other.phase)
-    assert one.wake_at() == other.wake_at()
-    assert one.failures == other.failures
+    """A rebuilt machine agrees with the one that died on all that matters. What is not stored: how far the start had
+    come, an acceptance (it is asked for again), the lease's end (the chain is asked first).
+    """
+    if other.phase is Phase.ENDED:
+        return
+    early = {Phase.RUNNING: Phase.FETCHING, Phase.QUEUED: Phase.FETCHING}
+    assert early.get(one.phase, one.phase) is early.get(other.phase, other.phase)
+    if other._acceptance is None:
+        assert one.wake_at() == other.wake_at()
+        assert one.failures == other.failures
     if one.papers is not None and other.papers is not None:
         assert one.papers.records == other.papers.records
         assert one.papers.receipt == other.papers.receipt
@@ -159,7 +165,7 @@ ONE_OFF: dict[str, WorkEvent] = {
     "settle refused": TransactionRefused(Task.SETTLE, "R7"),
     "cancelling": LeaseMoved(LeaseState.CANCELLING),
     "delivered": LeaseMoved(LeaseState.DELIVERED),
-    "settled": LeaseMoved(LeaseState.SETTLED),
+    "settled": LeaseEnded(LeaseState.SETTLED),
     "stopping": Stopping(),
     "fetch failed": FetchFailed("gone"),
     "store failed": StoreFailed("gone"),
@@ -217,9 +223,9 @@ def test_a_cut_at_every_point_of_the_happy_path_leads_to_the_same_payment(kind: 
         straight.go_on()
     length = len(straight.journal)
     outputs = [record.body.output for record in straight.records.values()]
-    for cut in range(length + 2):
+    for cut in range(length * 3):
         provider = make_provider(kind)
-        for step in range(length * 3):
+        for step in range(length * 6):
             if step == cut:
                 provider.die()
             if any(isinstance(effect, Submit) for effect in provider.todo):
@@ -234,9 +240,9 @@ def test_events_survive_the_journal() -> None:
     provider = make_provider(Kind.RUN)
     for _ in range(6):
         provider.go_on()
-    provider.tell(ONE_OFF["settled"])
+    provider.tell(ONE_OFF["delivered"])
     told: list[WorkEvent] = [decode(row, EVENT) for _, row in provider.journal if row]
-    assert {type(event) for event in told} >= {LeaseOpened, BlobsFetched, SegmentRan, RunEnded, Stored, LeaseMoved}
+    assert {type(event) for event in told} >= {LeaseOpened, SegmentRan, RunEnded, Stored, LeaseMoved}
     assert [encode(event) for event in told] == [row for _, row in provider.journal if row]
 
 
