@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,6 +20,8 @@ __all__ = ["Cgroup", "CgroupTree", "Reading", "find_tree", "get_family", "sweep"
 
 PREFIX: Final = "tallystick."
 _LEAF: Final = ".daemon"
+_PATIENCE: Final = 400
+"""Looks at a group that should be empty, two seconds in all."""
 _PERIOD_US: Final = 100_000
 _MOUNTS: Final = "/proc/self/mountinfo"
 _OWN: Final = "/proc/self/cgroup"
@@ -287,10 +290,18 @@ def sweep(tree: CgroupTree) -> int:
                 continue
             for group in [*family.glob("*/"), family]:
                 if group.is_dir():
-                    leftover = Cgroup(1, {"": group})
-                    leftover.kill()
-                    count += leftover.remove()
+                    count += _clear(Cgroup(1, {"": group}))
     return count
+
+
+def _clear(group: Cgroup) -> bool:
+    """Kills and removes; the kernel holds a group for a moment after its last process."""
+    for _ in range(_PATIENCE):
+        group.kill()
+        if group.remove():
+            return True
+        time.sleep(0.005)
+    return False
 
 
 # ---- files of the kernel ----

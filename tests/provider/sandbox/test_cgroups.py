@@ -175,6 +175,15 @@ def test_sweep_removes_what_dead_daemons_left_and_nothing_else(tmp_path: Path) -
     assert [(tmp_path / name).exists() for name in names] == [False, False, True, True]
 
 
+def test_sweep_gives_up_on_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "_PATIENCE", 2)
+    stuck = tmp_path / "tallystick.999999999.5" / "slot-0"
+    stuck.mkdir(parents=True)
+    (stuck / "file").write_text("a made-up reason why it can't be removed")
+    assert sweep(make_tree(2, tmp_path)) == 0
+    assert stuck.exists()
+
+
 def test_the_real_tree_holds_and_kills(tmp_path: Path) -> None:
     tree, why = find_tree(os.getpid())
     if tree is None:
