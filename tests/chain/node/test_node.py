@@ -11,8 +11,9 @@ import pytest
 import structlog.testing
 from msgspec.structs import replace
 
-from chain.base.errors import Refused, TallyError, Unavailable
+from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.base.units import MICRO
+from chain.consensus.engine import StoreBlock, WorkSeen
 from chain.ledger.genesis import make_genesis, write_genesis
 from chain.ledger.transactions import RegisterProvider, SignedTransaction
 from chain.node import node as node_module
@@ -22,7 +23,16 @@ from chain.rpc.client import ChainClient
 from chain.rpc.schema import RPC_VERSION
 from chain.runtime.clock import SystemClock
 from chain.runtime.files import own_folder
-from tests.chain.node.world import TREASURY, Payer, make_folder, make_signer, name_transaction, run_world
+from tests.chain.node.world import (
+    TREASURY,
+    Payer,
+    World,
+    make_folder,
+    make_signer,
+    name_transaction,
+    run_world,
+    wait_until,
+)
 
 ALICE, BOB = make_signer(1), make_signer(2)
 
@@ -85,15 +95,73 @@ async def test_a_refused_transaction_names_its_rule_and_leaves_no_block(tmp_path
         assert (await world.client.submit(good)).height == 1
 
 
+def hold_engine(world: World) -> Callable[[], None]:
+    """Keep the engine from hearing of work until the returned function is called."""
+    post, world.node.application.post = world.node.application.post, lambda event: None
+
+    def release() -> None:
+        world.node.application.post = post
+        post(WorkSeen())
+
+    return release
+
+
+async def wait_for_pending(world: World, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(world.node.application.mempool) < count:
+            await asyncio.sleep(0)
+
+
 async def test_of_two_that_exclude_each_other_one_is_refused_and_told(tmp_path: Path) -> None:
     """Both pass `check`; only the block decides (R15 b)."""
     async with run_world(make_folder(tmp_path)) as world:
         await world.client.submit(world.treasury.pay(ALICE.key, 2 * MICRO))
         alice = Payer(ALICE, world.treasury.chain_id)
-        both = [alice.pay(BOB.key, 3 * MICRO // 2), alice.pay(BOB.key, 3 * MICRO // 2)]
-        answers = await asyncio.gather(*(world.client.submit(one) for one in both), return_exceptions=True)
-        assert sum(isinstance(one, Refused) for one in answers) == 1
+        release = hold_engine(world)
+        first, second = (asyncio.create_task(world.client.submit(alice.pay(BOB.key, 3 * MICRO // 2))) for _ in range(2))
+        await wait_for_pending(world, 2)
+        release()
+        answers = await asyncio.gather(first, second, return_exceptions=True)
+        assert sorted(type(one).__name__ for one in answers) == ["Refused", "TxOutcome"]
         assert (await world.client.account(BOB.key)).balance == 3 * MICRO // 2
+        assert len(world.node.application.mempool) == 0
+
+
+async def test_work_that_comes_to_nothing_makes_no_block(tmp_path: Path) -> None:
+    """R16 (d): the only pending transaction runs out before its block: refused, told, and the chain is quiet again."""
+    async with run_world(make_folder(tmp_path)) as world:
+        release = hold_engine(world)
+        call = asyncio.create_task(world.client.submit(world.treasury.pay(ALICE.key, valid_for=300)))
+        await wait_for_pending(world, 1)
+        await asyncio.to_thread(wait_until_past, SystemClock().now() + 300)
+        release()
+        with pytest.raises(Refused) as caught:
+            await call
+        assert caught.value.rule == "R15.a.expired"
+        assert (await world.client.info()).height == 0
+        assert (await world.client.submit(world.treasury.pay(ALICE.key))).height == 1
+
+
+def wait_until_past(instant: int) -> None:
+    wait_until(lambda: SystemClock().now() > instant, "a transaction to run out")
+
+
+async def test_a_stopping_node_tells_those_who_wait_for_a_transaction(tmp_path: Path) -> None:
+    async with run_world(make_folder(tmp_path)) as world:
+        hold_engine(world)
+        call = asyncio.create_task(world.client.submit(world.treasury.pay(ALICE.key)))
+        await wait_for_pending(world, 1)
+        world.node.application.stop()
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value.rule == "node.stopping"
+
+
+async def test_a_block_that_was_not_built_here_is_our_own_fault(tmp_path: Path) -> None:
+    async with run_world(make_folder(tmp_path)) as world:
+        with pytest.raises(Fault) as caught:
+            world.node.application.perform(StoreBlock(bytes(32), b""))
+        assert caught.value.rule == "node.block"
 
 
 async def test_waiting_zero_milliseconds_says_pending_and_the_transaction_goes_on(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from chain.consensus.seats import Seats
 from chain.ledger.genesis import compute_chain_id
 from chain.node.folder import ChainFolder
 from chain.node.node import open_ledger
+from chain.store import check
 from chain.store.database import ChainStore
 from tests.chain.node.world import make_folder, make_signer, run_world
 
@@ -156,6 +157,20 @@ def test_an_older_state_under_a_newer_head_is_refused(folder: ChainFolder) -> No
     with pytest.raises(Fault) as caught:
         open_and_read(folder)
     assert caught.value.rule == "store.corrupt"
+
+
+@pytest.mark.parametrize("tail", [1, 2, BLOCKS, BLOCKS + 1])
+def test_only_the_tail_is_read_block_by_block(folder: ChainFolder, monkeypatch: pytest.MonkeyPatch, tail: int) -> None:
+    """So that a long chain starts fast; damage before the tail is for those to find who read proofs."""
+    monkeypatch.setattr(check, "TAIL", tail)
+    before = open_and_read(folder)
+    with edit(folder) as db:
+        flip(db, "blocks", "certificate", f"height = {BLOCKS - 1}")
+    if tail > 1:
+        with pytest.raises(Fault):
+            open_and_read(folder)
+    else:
+        assert open_and_read(folder) != before
 
 
 @pytest.mark.check
