@@ -90,10 +90,10 @@ def cut_head(db: sqlite3.Connection) -> None:
         db.execute(f"DELETE FROM {table} WHERE height = ?", (BLOCKS,))
 
 
-def flip_signature(db: sqlite3.Connection) -> None:
-    """The last byte of a block is its last transaction's signature's, to which no header commits."""
-    (body,) = db.execute("SELECT body FROM blocks WHERE height = 3").fetchone()
-    db.execute("UPDATE blocks SET body = ? WHERE height = 3", (body[:-1] + bytes([body[-1] ^ 1]),))
+def flip_signature(db: sqlite3.Connection, column: str = "body", height: int = 3) -> None:
+    """Body and certificate end in a signature, to which no header commits."""
+    (value,) = db.execute(f"SELECT {column} FROM blocks WHERE height = ?", (height,)).fetchone()
+    db.execute(f"UPDATE blocks SET {column} = ? WHERE height = ?", (value[:-1] + bytes([value[-1] ^ 1]), height))
 
 
 DAMAGE: dict[str, tuple[Callable[[sqlite3.Connection], object], str]] = {
@@ -165,7 +165,7 @@ def test_only_the_tail_is_read_block_by_block(folder: ChainFolder, monkeypatch: 
     monkeypatch.setattr(check, "TAIL", tail)
     before = open_and_read(folder)
     with edit(folder) as db:
-        flip(db, "blocks", "certificate", f"height = {BLOCKS - 1}")
+        flip_signature(db, "certificate", BLOCKS - 1)
     if tail > 1:
         with pytest.raises(Fault):
             open_and_read(folder)
