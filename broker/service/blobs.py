@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,29 +53,32 @@ class BlobStore:
         """Whether the bytes are there."""
         return self.get_path(digest).is_file()
 
+    def measure(self, digest: bytes) -> int | None:
+        """Size of a blob, None where the bytes are not there."""
+        try:
+            return self.get_path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
     async def write(self, digest: bytes, data: bytes) -> None:
         """Store bytes that are all there; raises `Refused` (`blob.digest`, `blob.size`)."""
         await self.receive(digest, _chain([data], None))
 
+    @contextlib.contextmanager
+    def arriving(self, digests: Iterable[bytes]) -> Iterator[None]:
+        """Blobs that are written and then held inside this are safe from `remove` in between."""
+        coming = tuple(digests)
+        self._arriving.update(coming)
+        try:
+            yield
+        finally:
+            self._arriving.subtract(coming)
+            self._arriving += Counter()
+
     async def receive(self, digest: bytes, chunks: AsyncIterator[bytes]) -> int:
         """Store what comes in; returns its size. Raises `Refused` (`blob.digest`, `blob.size`), and whatever the chunks
-        raise; then nothing stays. Until the caller's next `await` the blob is safe from `remove`: take a hold first.
+        raise; then nothing stays.
         """
-        self._arriving[digest] += 1
-        try:
-            return await self._receive(digest, chunks)
-        finally:
-            self._arriving[digest] -= 1
-            if not self._arriving[digest]:
-                del self._arriving[digest]
-
-    def remove(self, digests: Iterable[bytes]) -> None:
-        """Delete blobs that nobody holds, unless they are just coming in again."""
-        for digest in digests:
-            if digest not in self._arriving:
-                self.get_path(digest).unlink(missing_ok=True)
-
-    async def _receive(self, digest: bytes, chunks: AsyncIterator[bytes]) -> int:
         gathered: list[bytes] = []
         size = 0
         async for chunk in chunks:
@@ -87,6 +90,12 @@ class BlobStore:
                 return await self._receive_large(digest, _chain(gathered, chunks))
         await asyncio.to_thread(self._write_whole, digest, b"".join(gathered))
         return size
+
+    def remove(self, digests: Iterable[bytes]) -> None:
+        """Delete blobs that nobody holds, unless they are just coming in again."""
+        for digest in digests:
+            if digest not in self._arriving:
+                self.get_path(digest).unlink(missing_ok=True)
 
     async def _receive_large(self, digest: bytes, chunks: AsyncIterator[bytes]) -> int:
         path = self._beside / secrets.token_hex(16)

@@ -113,6 +113,7 @@ class Desk:
             job.driver.replay()
             job.refresh()
             self._index(job)
+            self._hold_inputs(job)
         for job in list(self.live.values()):
             job.driver.post(Restarted())
 
@@ -217,10 +218,11 @@ class Desk:
         if sum(map(len, given.values())) > INLINE_BYTES:
             raise Refused(f"at most {INLINE_BYTES} bytes ride inside a message", rule="blob.inline")
         parts = self._parts
-        for digest in set(wanted) & set(given):
-            with parts.custody.room(account, len(given[digest])):
-                await parts.blobs.write(digest, given[digest])
-                parts.custody.hold(digest, len(given[digest]), account, parts.clock.now() + UPLOAD_GRACE)
+        sizes = {digest: len(given[digest]) for digest in set(wanted) & set(given)}
+        if sizes:
+            with parts.custody.room(account, sum(sizes.values())), parts.blobs.arriving(sizes):
+                await asyncio.gather(*(parts.blobs.write(digest, given[digest]) for digest in sizes))
+                parts.custody.hold(sizes, account, parts.clock.now() + UPLOAD_GRACE)
 
     # Lookups
 
@@ -356,11 +358,22 @@ class Desk:
                 assert_never(effect)
         return None
 
+    def _hold_inputs(self, job: LiveJob) -> None:
+        """Say again who holds code and inputs, in case a power cut took it."""
+        auction, parts = job.auction, self._parts
+        if auction.phase is not Phase.NEW:
+            order, spec = auction.order, auction.spec
+            until = min(order.expiry, auction.posted + LONGEST_HOLD) + parts.house.retention
+            sizes = {digest: parts.blobs.measure(digest) for digest in _list_inputs(spec)}
+            there = {digest: size for digest, size in sizes.items() if size is not None}
+            parts.custody.hold(there, order.requester, until)
+
     def _keep(self, job: LiveJob, effect: StoreStorageReceipt) -> None:
         """The provider holds its outputs; the parties may read them."""
         custody, auction = self._parts.custody, job.auction
         if auction.winner is not None:
-            custody.extend(effect.blobs, auction.winner.body.provider, effect.until)
+            sizes = {digest: self._parts.blobs.measure(digest) or 0 for digest in effect.blobs}
+            custody.hold(sizes, auction.winner.body.provider, effect.until)
         for party in (auction.order.requester, auction.order.watcher):
             if party is not None:
                 custody.grant(effect.blobs, party, effect.until)
@@ -375,6 +388,7 @@ class Desk:
     async def _put_away(self, job: LiveJob) -> None:
         parts = self._parts
         parts.ledger.unwatch(job.lease)
+        parts.custody.flush()
         parts.archive.add(job, parts.clock.now())
         parts.journal.drop(job.driver.name)
         self.live.pop(job.order_id, None)

@@ -52,7 +52,7 @@ from chain.runtime.logs import get_logger
 STORE_KIND = "tallystick broker"
 STORE_VERSION = 1
 
-SCHEMA = ";".join(part.strip().rstrip(";") for part in (journal.SCHEMA, custody.SCHEMA, jobs.SCHEMA)) + ";"
+SCHEMA = f"{journal.SCHEMA};{jobs.SCHEMA}"
 
 SWEEP_SECONDS = 60.0
 """Between two looks for what has run out."""
@@ -89,9 +89,10 @@ class BrokerNode:
         """Open everything and serve; `info` is what the chain said of itself."""
         settings, stack = self._settings, self._stack
         host, port = parse_listen(settings.listen)
-        connection = open_store(settings)
-        stack.callback(connection.close)
-        self.parts = self._make_parts(connection, bytes.fromhex(info.chain))
+        store, rows = open_stores(settings)
+        stack.callback(store.close)
+        stack.callback(rows.close)
+        self.parts = self._make_parts(store, rows, bytes.fromhex(info.chain))
         self.desk = Desk(self.parts)
         stack.push_async_callback(self.desk.close)
         await self.parts.ledger.start(info)
@@ -131,7 +132,7 @@ class BrokerNode:
             note=parts.ledger.note,
         )
 
-    def _make_parts(self, connection: sqlite3.Connection, chain_id: bytes) -> Parts:
+    def _make_parts(self, store: sqlite3.Connection, rows: sqlite3.Connection, chain_id: bytes) -> Parts:
         settings, outside = self._settings, self._outside
         blobs = BlobStore(settings.folder / "blobs", settings.max_blob_bytes)
         blobs.prepare()
@@ -139,10 +140,10 @@ class BrokerNode:
             signer=self._signer,
             house=House(chain_id, self._signer.key, settings.commission, settings.retention),
             clock=self._clock,
-            journal=Journal(connection),
-            archive=Archive(connection),
+            journal=Journal(store),
+            archive=Archive(store),
             blobs=blobs,
-            custody=Custody(connection, settings.quota_bytes, settings.store_bytes),
+            custody=Custody(rows, settings.quota_bytes, settings.store_bytes),
             ledger=LedgerSide(outside.chain, self._signer, chain_id, self._clock),
             bus=outside.bus,
             directory=Directory(),
@@ -231,9 +232,11 @@ def keep_port(path: Path) -> int:
     return port
 
 
-def open_store(settings: BrokerSettings) -> sqlite3.Connection:
-    """The broker's database."""
-    return open_database(settings.folder / "broker.db", kind=STORE_KIND, version=STORE_VERSION, schema=SCHEMA)
+def open_stores(settings: BrokerSettings) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """The broker's databases: journal and archive; who holds which blob."""
+    folder, kind, version = settings.folder, STORE_KIND, STORE_VERSION
+    store = open_database(folder / "broker.db", kind=kind, version=version, schema=SCHEMA)
+    return store, open_database(folder / "blobs.db", kind=f"{kind} blobs", version=version, schema=custody.SCHEMA)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

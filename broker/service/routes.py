@@ -70,9 +70,9 @@ class Routes:
         if expected > limit:
             raise Refused(f"a blob has at most {limit} bytes here", rule="blob.size")
         seconds = BLOB_SECONDS + expected / BLOB_BYTES_PER_SECOND
-        with parts.custody.room(account, expected):
+        with parts.custody.room(account, expected), parts.blobs.arriving([digest]):
             size = await parts.blobs.receive(digest, read_chunks(request, expected, seconds))
-            parts.custody.hold(digest, size, account, parts.clock.now() + UPLOAD_GRACE)
+            parts.custody.hold({digest: size}, account, parts.clock.now() + UPLOAD_GRACE)
         return web.Response(status=201)
 
     async def get_blob(self, request: web.Request) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from broker.protocol.api import Advanced, Announced, Ended, JobEvent
 from broker.service import custody as custody_module
 from broker.service import directory as directory_module
 from broker.service import jobs as jobs_module
+from broker.service.blobs import BlobStore
 from broker.service.custody import Custody
 from broker.service.directory import SKEW_MS, Directory
 from broker.service.jobs import Archive, Job, page
@@ -112,12 +114,12 @@ def make_custody(quota: int = 100, capacity: int = 1_000) -> Custody:
 
 def test_holds_count_and_rights_do_not() -> None:
     custody = make_custody()
-    custody.hold(A, 60, REQUESTER.key, NOW)
+    custody.hold({A: 60}, REQUESTER.key, NOW)
     custody.grant([A], STRANGER.key, NOW)
     assert (custody.compute_held(REQUESTER.key), custody.compute_held(STRANGER.key)) == (60, 0)
     assert custody.get_size(A, STRANGER.key) == 60
     assert custody.get_size(A, PROVIDERS[0].key) is None
-    custody.hold(A, 60, STRANGER.key, NOW)
+    custody.hold({A: 60}, STRANGER.key, NOW)
     assert custody.compute_held(STRANGER.key) == 60
 
 
@@ -132,7 +134,7 @@ def test_a_right_to_what_is_not_there_is_none() -> None:
 
 def test_room_counts_what_is_on_its_way() -> None:
     custody = make_custody(quota=100, capacity=150)
-    custody.hold(A, 40, REQUESTER.key, NOW)
+    custody.hold({A: 40}, REQUESTER.key, NOW)
     with custody.room(REQUESTER.key, 60), pytest.raises(Refused) as refused, custody.room(REQUESTER.key, 1):
         pass
     assert refused.value.rule == "blob.quota"
@@ -145,7 +147,7 @@ def test_room_counts_what_is_on_its_way() -> None:
 
 def test_a_blob_goes_when_the_last_who_holds_or_reads_it_has_gone() -> None:
     custody = make_custody(capacity=100)
-    custody.hold(A, 60, REQUESTER.key, NOW)
+    custody.hold({A: 60}, REQUESTER.key, NOW)
     custody.grant([A], STRANGER.key, NOW + 10)
     custody.extend([A], REQUESTER.key, NOW - 5)
     assert custody.sweep(NOW) == []
@@ -190,3 +192,27 @@ def test_offers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     later = NOW + 60_001
     directory.take(make_offer(later, PROVIDERS[2]), later)
     assert list(directory) == [PROVIDERS[2].key]
+
+
+async def test_what_is_just_coming_in_is_not_removed(tmp_path: Path) -> None:
+    """A blob that ran out and is uploaded again at that moment stays."""
+    store = BlobStore(tmp_path, 100)
+    store.prepare()
+    with store.arriving([A]):
+        await store.write(A, b"a")
+        store.remove([A])
+        assert store.measure(A) == 1
+    store.remove([A, B])
+    assert store.measure(A) is None
+
+
+async def test_a_killed_upload_leaves_nothing(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, 100)
+    store.prepare()
+    (tmp_path / "incoming" / "half").write_bytes(b"half")
+    await store.write(A, b"a")
+    store.prepare()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [A.hex()]
+    with pytest.raises(Refused) as refused:
+        store.get_path(b"short")
+    assert refused.value.rule == "blob.name"

@@ -130,6 +130,23 @@ async def test_a_job_survives_the_end_of_the_broker(tmp_path: Path, moment: str)
         assert len(market.chain.opened) == 1
 
 
+async def test_who_holds_which_blob_follows_from_the_journal(tmp_path: Path) -> None:
+    """A power cut may take the rows of custody; bytes and journal it can't."""
+    async with open_market(tmp_path) as market:
+        seller = await market.add_seller()
+        _, award = await open_lease(market, seller)
+        delivery = make_delivery(award)
+        await market.client(PROVIDERS[0]).deliver(compute_lease_id(CHAIN, award), delivery)
+        await market.stop_node()
+        for path in tmp_path.glob("blobs.db*"):
+            path.unlink()
+        await market.start_node()
+        for signer in (REQUESTER, PROVIDERS[0]):
+            for data in (INPUTS, OUTPUT, LOG):
+                assert await market.client(signer).get_blob(compute_digest(data), 1_000) == data
+        assert market.node.parts.custody.compute_held(PROVIDERS[0].key) == len(OUTPUT) + len(LOG)
+
+
 async def test_the_lease_ended_while_the_broker_was_away(tmp_path: Path) -> None:
     async with open_market(tmp_path) as market:
         seller = await market.add_seller()
