@@ -13,7 +13,7 @@ from chain.ledger.genesis import Genesis
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Receipt, SegmentRecord
 from requester.client.texts import escape, escape_line, show_size, show_span
-from requester.purchase import checks
+from requester.purchase import checks, deliveries
 from requester.purchase.checking import CheckFailed, Verdict
 from requester.purchase.documents import Documents
 from requester.purchase.phases import LEASE_ENDS, Phase
@@ -163,7 +163,7 @@ def _read_result(store: JobStore, job: str, documents: Documents) -> JobResult:
     )
 
 
-CHECKED = sum(map(len, (checks.AWARD_CHECKS, checks.BOOK_CHECKS, checks.DELIVERY_CHECKS, checks.BLOB_CHECKS)))
+CHECKED = sum(map(len, (checks.AWARD_CHECKS, checks.BOOK_CHECKS, deliveries.DELIVERY_CHECKS, deliveries.BLOB_CHECKS)))
 """How many checks an accepted delivery has passed."""
 
 

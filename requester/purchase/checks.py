@@ -1,47 +1,32 @@
-"""Numbered checks of what a requester is sent: award and bid (1-12), book (13-19), delivery (20-34), its blobs (35-37).
+"""Numbered checks of what a requester is sent: award and bid (1-12), book (13-19).
 
 A requester trusts nobody: each number it acts on is covered by a signature of the party that answers for it (R3, R5,
-R7, R8, R12). The rows are data; `checking` runs them. Not here: proofs from the chain (`verify`).
+R7, R8, R12). The rows are data; `checking` runs them. Not here: deliveries (`deliveries`) and proofs from the
+chain (`verify`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
-from broker.protocol.api import Delivery
 from broker.protocol.jobs import JobSpec, compute_job_digest
 from broker.protocol.messages import Acknowledgement, Book
 from chain.base.codec import encode
-from chain.base.hashing import Tag, compute_digest, compute_id
+from chain.base.hashing import Tag, compute_id
 from chain.base.keys import Signed
 from chain.base.merkle import compute_root
-from chain.base.units import MAX_INT
+from chain.base.units import BPS, MAX_INT
 from chain.ledger.terms.agreement import (
     Award,
     AwardRule,
     Bid,
-    Kind,
     Order,
     compute_bid_id,
     compute_lease_id,
     compute_order_id,
 )
-from chain.ledger.terms.outcome import Cause, Usage
-from chain.ledger.terms.work import (
-    Receipt,
-    SegmentRecord,
-    StorageReceipt,
-    compute_receipt_id,
-    compute_records_root,
-    is_final,
-)
 from requester.purchase.checking import Check, is_signed_by
 from requester.purchase.order import OPENING_MS, compute_cost
-
-EMPTY = compute_digest(b"")
-"""Digest of the empty blob: what a record names where there is no error, or a receipt where there is no log."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +54,6 @@ class BookFacts:
     tried: frozenset[bytes] = frozenset()
 
 
-@dataclass(frozen=True)
-class DeliveryFacts:
-    """A delivery beside its award. `found` maps digests of blobs that are at hand, and match, to their sizes."""
-
-    chain: bytes
-    order: Order
-    spec: JobSpec
-    award: Award
-    bid: Bid
-    delivery: Delivery
-    storage: Signed[StorageReceipt]
-    found: Mapping[bytes, int]
-
-    @property
-    def receipt(self) -> Receipt:
-        """The receipt's body."""
-        return self.delivery.receipt.body
-
-    @property
-    def records(self) -> tuple[SegmentRecord, ...]:
-        """The records' bodies, as they were sent."""
-        return tuple(signed.body for signed in self.delivery.records)
-
-    @property
-    def lease(self) -> bytes:
-        """Id of the lease the award opens."""
-        return compute_lease_id(self.chain, self.award)
-
-
 # ---- award and bid ----
 
 
@@ -108,12 +64,11 @@ def _is_order_mine(facts: AwardFacts) -> bool:
 
 
 def _is_price_awarded(facts: AwardFacts) -> bool:
-    """R3 b: its own price, or under `second` the runner-up's, where there is one."""
+    """R3 b: its own price; under `second` the runner-up's, and the limit where there is none."""
     order, award, bid = facts.order.body, facts.award.body, facts.bid.body
-    if award.runner_up is None:
-        return award.price == bid.price
-    dearer = min(award.runner_up.body.price, order.limit)
-    return order.rule is AwardRule.SECOND and bid.price <= award.price == dearer
+    if order.rule is AwardRule.LOWEST and award.runner_up is not None:
+        return False
+    return award.price == compute_awarded_price(order, bid, award.runner_up)
 
 
 def _is_runner_up_real(facts: AwardFacts) -> bool:
@@ -191,11 +146,24 @@ AWARD_CHECKS: tuple[Check[AwardFacts], ...] = (
 # ---- book ----
 
 
-def is_eligible(order: Order, bid: Bid) -> bool:
-    """Whether a bid may win by its own text (R3 b, e, f): a third party's, within the limit, with bond enough."""
+def compute_awarded_price(order: Order, bid: Bid, runner_up: Signed[Bid] | None) -> int:
+    """What the winner is paid per segment by the order's rule (R3 b, R12 a)."""
+    if order.rule is AwardRule.LOWEST:
+        return bid.price
+    return max(bid.price, min(order.limit, runner_up.body.price if runner_up else order.limit))
+
+
+def is_eligible(order: Order, bid: Bid, price: int | None = None) -> bool:
+    """Whether a bid may win by its own text (R3 b, e, f): a third party's, within the limit, with bond enough at
+    `price`, by default its own.
+    """
+    price = bid.price if price is None else price
     if bid.provider in (order.requester, order.auctioneer):
         return False
-    return 0 < bid.price <= order.limit and bid.bond >= order.damages
+    if not 0 < bid.price <= price <= order.limit:
+        return False
+    total = price * order.segments
+    return total * bid.bond // BPS >= total * order.damages // BPS
 
 
 def is_in_time(order: Order, bid: Bid, closed: int) -> bool:
@@ -212,12 +180,29 @@ def rank_bids(facts: BookFacts) -> list[Signed[Bid]]:
     fit = [
         signed
         for signed in book.bids
-        if is_eligible(order, signed.body)
+        if _fits(facts, signed.body, signed.body.price)
         and is_in_time(order, signed.body, book.closed)
-        and compute_cost(signed.body.price, order.segments, facts.award.commission) <= order.cap
         and compute_bid_id(facts.chain, signed.body) not in facts.tried
     ]
     return sorted(fit, key=lambda signed: signed.body.price)
+
+
+def _fits(facts: BookFacts, bid: Bid, price: int) -> bool:
+    order = facts.order
+    return is_eligible(order, bid, price) and compute_cost(price, order.segments, facts.award.commission) <= order.cap
+
+
+def choose_winner(facts: BookFacts) -> tuple[Signed[Bid], Signed[Bid] | None] | None:
+    """Who should win, and the runner-up that sets the price under `second`; None where nobody should. A bid that does
+    not fit at the price it would be awarded makes way for the next.
+    """
+    ranked = rank_bids(facts)
+    second = facts.order.rule is AwardRule.SECOND
+    for place, signed in enumerate(ranked):
+        runner_up = next(iter(ranked[place + 1 :]), None) if second else None
+        if _fits(facts, signed.body, compute_awarded_price(facts.order, signed.body, runner_up)):
+            return signed, runner_up
+    return None
 
 
 def compute_last_acknowledgement(chain: bytes, order: bytes, bids: tuple[Signed[Bid], ...]) -> bytes:
@@ -249,10 +234,11 @@ def _are_declines_real(facts: BookFacts) -> bool:
 
 
 def _is_winner_right(facts: BookFacts) -> bool:
-    ranked = rank_bids(facts)
-    if not ranked or compute_bid_id(facts.chain, ranked[0].body) != facts.award.bid:
+    chosen = choose_winner(facts)
+    if chosen is None:
         return False
-    return facts.award.runner_up is None or ranked[1:2] == [facts.award.runner_up]
+    winner, runner_up = chosen
+    return compute_bid_id(facts.chain, winner.body) == facts.award.bid and runner_up == facts.award.runner_up
 
 
 BOOK_CHECKS: tuple[Check[BookFacts], ...] = (
@@ -279,158 +265,3 @@ BOOK_CHECKS: tuple[Check[BookFacts], ...] = (
     Check(18, "declines", "each decline is signed and for this order", _are_declines_real),
     Check(19, "winner", "the bid that should win by the order's rule is the one that won", _is_winner_right),
 )
-
-
-# ---- delivery ----
-
-
-def _are_records_signed(facts: DeliveryFacts) -> bool:
-    key = facts.bid.provider
-    return all(is_signed_by(signed, Tag.SEGMENT, facts.chain, key) for signed in facts.delivery.records)
-
-
-def _are_records_of_lease(facts: DeliveryFacts) -> bool:
-    return all(record.lease == facts.lease and record.provider == facts.bid.provider for record in facts.records)
-
-
-def _are_indices_right(facts: DeliveryFacts) -> bool:
-    first = facts.award.first
-    return [record.index for record in facts.records] == list(range(first, first + len(facts.records)))
-
-
-def _are_inputs_right(facts: DeliveryFacts) -> bool:
-    """R5: the first input is the start digest; in a `train` each input is the output before it."""
-    if facts.order.kind is Kind.MAP:
-        return True
-    if facts.records[0].input != facts.award.start:
-        return False
-    return all(after.input == before.output for before, after in pairwise(facts.records))
-
-
-def _is_cause_right(facts: DeliveryFacts) -> bool:
-    """R9: all records before the last are `ok`, the receipt's cause is the last one's, `host` is never final."""
-    causes = [record.cause for record in facts.records]
-    return all(cause is Cause.OK for cause in causes[:-1]) and facts.receipt.cause is causes[-1] is not Cause.HOST
-
-
-def _is_usage_sum(facts: DeliveryFacts) -> bool:
-    return sum((record.usage for record in facts.records), Usage()) == facts.receipt.usage
-
-
-def _are_outputs_here(facts: DeliveryFacts) -> bool:
-    limit = facts.spec.resources.output_bytes
-    return all(_is_here(facts, record.output, limit) for record in facts.records)
-
-
-def _are_errors_here(facts: DeliveryFacts) -> bool:
-    """A failed segment names the digest of its traceback (R9); an ok one names that of the empty blob."""
-    if any(record.cause is Cause.OK and record.error != EMPTY for record in facts.records):
-        return False
-    return all(_is_here(facts, record.error, MAX_ERROR_BYTES) for record in facts.records)
-
-
-def _is_here(facts: DeliveryFacts, digest: bytes, limit: int) -> bool:
-    return digest == EMPTY or facts.found.get(digest, limit + 1) <= limit
-
-
-def _is_storage_mine(facts: DeliveryFacts) -> bool:
-    body = facts.storage.body
-    if body.holder not in (*facts.order.holders, *facts.bid.holders):
-        return False
-    return is_signed_by(facts.storage, Tag.STORAGE, facts.chain, body.holder)
-
-
-def _is_storage_of_receipt(facts: DeliveryFacts) -> bool:
-    body = facts.storage.body
-    return body.lease == facts.lease and body.receipt == compute_receipt_id(facts.chain, facts.receipt)
-
-
-MAX_ERROR_BYTES = 1 << 20
-"""Largest traceback that is taken."""
-
-LOG_MARGIN = 4_096
-"""Bytes by which a log may pass its limit: the notice that says it was cut."""
-
-DELIVERY_CHECKS: tuple[Check[DeliveryFacts], ...] = (
-    Check(
-        20,
-        "receipt signature",
-        "the receipt is signed by the provider that won",
-        lambda f: is_signed_by(f.delivery.receipt, Tag.RECEIPT, f.chain, f.bid.provider),
-    ),
-    Check(
-        21,
-        "receipt lease",
-        "the receipt is for this lease and by this provider",
-        lambda f: f.receipt.lease == f.lease and f.receipt.provider == f.bid.provider,
-    ),
-    Check(
-        22,
-        "receipt range",
-        "the receipt begins where the award does and counts the records that came",
-        lambda f: (
-            f.receipt.first == f.award.first
-            and 0 < f.receipt.count == len(f.records)
-            and f.receipt.count <= f.award.count
-        ),
-    ),
-    Check(23, "record signatures", "each segment record is signed by the provider", _are_records_signed),
-    Check(24, "record lease", "each record names this lease and this provider", _are_records_of_lease),
-    Check(25, "indices", "the records' indices follow each other without a gap", _are_indices_right),
-    Check(
-        26,
-        "records root",
-        "the receipt's root is the one over these records",
-        lambda f: f.receipt.records == compute_records_root(f.records),
-    ),
-    Check(
-        27,
-        "start digest",
-        "the work began from the input that was awarded, and each step from the last",
-        _are_inputs_right,
-    ),
-    Check(28, "cause", "the cause is the last record's, and all before it are ok", _is_cause_right),
-    Check(
-        29,
-        "final",
-        "the receipt covers the whole range or ends by a cause of R9",
-        lambda f: is_final(f.receipt, f.award.count),
-    ),
-    Check(30, "usage", "the receipt's usage is the sum of its records", _is_usage_sum),
-    Check(
-        31,
-        "runtime",
-        "the work ran under the runtime that was ordered",
-        lambda f: f.receipt.environment.runtime == f.order.runtime,
-    ),
-    Check(
-        32, "storage signature", "the storage receipt is signed by a holder that order or bid names", _is_storage_mine
-    ),
-    Check(33, "storage receipt", "the storage receipt is for this lease and this receipt", _is_storage_of_receipt),
-    Check(
-        34,
-        "storage time",
-        "the holder keeps the outputs until the acceptance window is over",
-        lambda f: f.storage.body.kept_until >= f.receipt.finished + f.order.windows.acceptance,
-    ),
-)
-
-BLOB_CHECKS: tuple[Check[DeliveryFacts], ...] = (
-    Check(35, "outputs", "each output is here, matches its digest and keeps to its limit", _are_outputs_here),
-    Check(36, "errors", "each failed segment's error text is here and matches its digest", _are_errors_here),
-    Check(
-        37,
-        "log",
-        "the log is here, matches its digest and keeps to its limit",
-        lambda f: _is_here(f, f.receipt.log, f.spec.resources.log_bytes + LOG_MARGIN),
-    ),
-)
-"""Run once the blobs were fetched: all else is checked before a byte of them is asked for."""
-
-
-def list_needed(delivery: Delivery) -> tuple[bytes, ...]:
-    """Digests of all blobs a delivery names, without the empty one, each once."""
-    named = [delivery.receipt.body.log]
-    for signed in delivery.records:
-        named += [signed.body.output, signed.body.error]
-    return tuple(dict.fromkeys(digest for digest in named if digest != EMPTY))

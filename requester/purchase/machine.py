@@ -32,7 +32,7 @@ from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
 from chain.ledger.terms.agreement import Order, compute_order_id
 from chain.ledger.terms.work import Acceptance, Span, compute_receipt_id
-from requester.purchase import checks, events
+from requester.purchase import checks, deliveries, events
 from requester.purchase.checking import require
 from requester.purchase.documents import Documents
 from requester.purchase.events import LeaseSeen, PurchaseEffect, PurchaseEvent
@@ -318,31 +318,33 @@ class Purchase:
         if self.delivered is None or self.awarded is None or self.book is None or self.result is not Result.NONE:
             return []
         try:
-            require(checks.DELIVERY_CHECKS, self._facts())
+            require(deliveries.DELIVERY_CHECKS, self._facts())
         except Refused as refused:
             return self._refuse(refused)
         self.result = Result.FETCHING
         return [self._fetch()]
 
-    def _facts(self) -> checks.DeliveryFacts:
+    def _facts(self) -> deliveries.DeliveryFacts:
         assert self.delivered is not None
         assert self.awarded is not None
         award, bid = self.awarded.award.body, self.awarded.bid.body
         delivery, storage = self.delivered.delivery, self.delivered.storage
-        return checks.DeliveryFacts(self.chain, self.order.body, self.spec, award, bid, delivery, storage, self.found)
+        return deliveries.DeliveryFacts(
+            self.chain, self.order.body, self.spec, award, bid, delivery, storage, self.found
+        )
 
     def _fetch(self) -> events.FetchBlobs:
         assert self.delivered is not None
         limits = self.spec.resources
-        largest = max(limits.output_bytes, checks.MAX_ERROR_BYTES, limits.log_bytes + checks.LOG_MARGIN)
-        return events.FetchBlobs(checks.list_needed(self.delivered.delivery), largest)
+        largest = max(limits.output_bytes, deliveries.MAX_ERROR_BYTES, limits.log_bytes + deliveries.LOG_MARGIN)
+        return events.FetchBlobs(deliveries.list_needed(self.delivered.delivery), largest)
 
     def _take_blobs(self, event: events.BlobsFetched, now: int) -> list[PurchaseEffect]:
         if self.result is not Result.FETCHING:
             return []
         self.found = {found.digest: found.size for found in event.found}
         try:
-            require(checks.BLOB_CHECKS, self._facts())
+            require(deliveries.BLOB_CHECKS, self._facts())
         except Refused as refused:
             return self._refuse(refused)
         self.result, self._retry_at, self._lost_at, self._pause = Result.GOOD, None, None, FIRST_RETRY_MS

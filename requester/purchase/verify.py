@@ -18,7 +18,7 @@ from chain.ledger.terms.agreement import Order
 from chain.ledger.terms.work import Acceptance, Span, compute_receipt_id
 from chain.ledger.transactions import Settle
 from chain.light.verifier import TxProof, verify_transaction
-from requester.purchase import checks
+from requester.purchase import checks, deliveries
 from requester.purchase.checking import Check, Verdict, is_signed_by, judge
 from requester.purchase.documents import Documents
 
@@ -90,7 +90,7 @@ def verify_job(documents: Documents, blobs: Mapping[bytes, bytes], genesis: Gene
     groups: tuple[Callable[[], list[Verdict]], ...] = (
         lambda: judge(checks.AWARD_CHECKS, _make_award_facts(documents)),
         lambda: judge(checks.BOOK_CHECKS, _make_book_facts(documents)),
-        lambda: judge((*checks.DELIVERY_CHECKS, *checks.BLOB_CHECKS), _make_delivery_facts(documents, blobs)),
+        lambda: judge((*deliveries.DELIVERY_CHECKS, *deliveries.BLOB_CHECKS), _make_delivery_facts(documents, blobs)),
         lambda: judge(SETTLEMENT_CHECKS, _make_settlement_facts(documents, genesis)),
     )
     for group in groups:
@@ -110,8 +110,8 @@ COUNT = sum(
         CHAIN_CHECKS,
         checks.AWARD_CHECKS,
         checks.BOOK_CHECKS,
-        checks.DELIVERY_CHECKS,
-        checks.BLOB_CHECKS,
+        deliveries.DELIVERY_CHECKS,
+        deliveries.BLOB_CHECKS,
         SETTLEMENT_CHECKS,
     )
 )
@@ -133,14 +133,14 @@ def _make_book_facts(documents: Documents) -> checks.BookFacts | None:
     return checks.BookFacts(documents.chain, documents.order.body, documents.award.body, documents.book, tried)
 
 
-def _make_delivery_facts(documents: Documents, blobs: Mapping[bytes, bytes]) -> checks.DeliveryFacts | None:
+def _make_delivery_facts(documents: Documents, blobs: Mapping[bytes, bytes]) -> deliveries.DeliveryFacts | None:
     if None in (documents.delivery, documents.storage):
         return None
     assert documents.award is not None
     assert documents.bid is not None
     assert documents.delivery is not None
     assert documents.storage is not None
-    return checks.DeliveryFacts(
+    return deliveries.DeliveryFacts(
         documents.chain,
         documents.order.body,
         documents.spec,

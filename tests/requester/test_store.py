@@ -9,7 +9,7 @@ import pytest
 
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import compute_digest
-from requester.purchase.checks import EMPTY
+from requester.purchase.deliveries import EMPTY
 from requester.store.blobs import BlobFolder
 from requester.store.jobs import JobStore
 from tests.requester.test_verify import GOOD

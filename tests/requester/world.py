@@ -35,7 +35,7 @@ from chain.ledger.terms.work import (
     compute_receipt_id,
     compute_records_root,
 )
-from requester.purchase import checks
+from requester.purchase import checks, deliveries
 from requester.purchase.order import Parties, Terms, make_order, make_resources
 
 NOW = 1_800_000_000_000
@@ -172,8 +172,8 @@ class World:
                 index=index,
                 provider=PROVIDER.key,
                 input=self.order.body.start if index == 0 else output,
-                output=output if cause is Cause.OK else checks.EMPTY,
-                error=checks.EMPTY if cause is Cause.OK else trace,
+                output=output if cause is Cause.OK else deliveries.EMPTY,
+                error=deliveries.EMPTY if cause is Cause.OK else trace,
                 cause=cause,
                 usage=self.usage,
                 started=self.now + 2_000,
@@ -194,7 +194,7 @@ class World:
             usage=sum((record.usage for record in self.record_bodies), Usage()),
             environment=Environment("ns", self.order.body.runtime, 1, "openblas"),
             log=compute_digest(self.log),
-            provenance=checks.EMPTY,
+            provenance=deliveries.EMPTY,
             finished=self.now + 3_000,
         )
 
@@ -234,9 +234,9 @@ class World:
         return checks.BookFacts(self.chain, self.order.body, self.award.body, self.book, self.tried)
 
     @property
-    def delivery_facts(self) -> checks.DeliveryFacts:
+    def delivery_facts(self) -> deliveries.DeliveryFacts:
         award, bid = self.award.body, self.bid.body
-        return checks.DeliveryFacts(
+        return deliveries.DeliveryFacts(
             self.chain, self.order.body, self.spec, award, bid, self.delivery, self.storage, self.found
         )
 
