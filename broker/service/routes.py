@@ -22,6 +22,7 @@ from broker.service.web import (
     read_number,
     read_object,
     read_wait,
+    send_file,
 )
 from chain.base.errors import Refused
 from chain.base.keys import Signed
@@ -79,10 +80,11 @@ class Routes:
         """GET and HEAD /v1/blobs/{hex}: who may not read it learns no more than who asks for nothing."""
         await read_body(request)
         digest = _read_id(request)
-        if self._parts.custody.get_size(digest, get_account(request)) is None:
+        size = self._parts.custody.get_size(digest, get_account(request))
+        if size is None:
             raise Refused("no such blob for this account", rule="blob.unknown")
-        headers = {"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"}
-        return web.FileResponse(self._parts.blobs.get_path(digest), chunk_size=1 << 18, headers=headers)
+        path = self._parts.blobs.get_path(digest)
+        return await send_file(request, path, size, BLOB_SECONDS + size / BLOB_BYTES_PER_SECOND)
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/orders."""

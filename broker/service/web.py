@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -205,6 +206,27 @@ def read_number(request: web.Request, name: str) -> int:
     if not text.isdecimal() or not text.isascii() or len(text) > 19:
         raise Refused(f"{name} is a whole number", rule="http.form")
     return int(text)
+
+
+async def send_file(request: web.Request, path: Path, size: int, seconds: float) -> web.StreamResponse:
+    """Send a file inside the handler, where its own deadline counts and not that of an idle connection; who has not
+    read it by then is cut off (threats.md row 33).
+    """
+    response = web.StreamResponse(headers={"X-Content-Type-Options": "nosniff"})
+    response.content_type = "application/octet-stream"
+    response.content_length = size
+    try:
+        async with asyncio.timeout(seconds):
+            await response.prepare(request)
+            if request.method != "HEAD":
+                with await asyncio.to_thread(path.open, "rb") as file:
+                    while chunk := await asyncio.to_thread(file.read, CHUNK):
+                        await response.write(chunk)
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 def make_answer(value: object) -> web.Response:

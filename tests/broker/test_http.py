@@ -270,6 +270,37 @@ async def test_headers_have_a_deadline_and_connections_are_capped(tmp_path: Path
         await market.client().info()
 
 
+async def test_an_answer_has_a_deadline_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 33: who reads slowly gets all of it, even behind the idle deadline; who does not read is cut off."""
+    data = bytes(16 << 20)
+    async with open_market(tmp_path) as market:
+        raw, gate, port = Raw(market), market.node.gate, URL(market.node.url).port or 0
+        gate.idle_seconds = 0.1
+        await market.client().put_blob(data)
+        path = blob_path(data)
+
+        async def ask() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+            lines = [f"{name}: {value}" for name, value in raw.headers("GET", path, b"").items()]
+            host = f"Host: 127.0.0.1:{port}"
+            writer.write("\r\n".join([f"GET {path} HTTP/1.1", host, "Connection: close", *lines, "", ""]).encode())
+            return reader, writer
+
+        reader, writer = await ask()
+        size, head = 0, await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        while chunk := await reader.read(1 << 20):
+            size += len(chunk)
+            await asyncio.sleep(0.001)
+        assert size == len(data)
+        writer.close()
+        monkeypatch.setattr("broker.service.routes.BLOB_SECONDS", -len(data) / web.BLOB_BYTES_PER_SECOND + 0.2)
+        _, writer = await ask()
+        await eventually(lambda: len(gate.connections) > 0)
+        await eventually(lambda: len(gate.connections) == 0)
+        writer.close()
+
+
 async def test_who_may_read_which_blob(tmp_path: Path) -> None:
     async with open_market(tmp_path) as market:
         seller = await market.add_seller()
