@@ -129,7 +129,7 @@ def test_a_package_that_is_missing_is_named(folder: Path) -> None:
 
 def test_default_folders() -> None:
     assert get_default_folder(None) == Path("/var/lib/tallystick/runtimes")
-    assert get_default_folder(Path("/home/a/.local/share")) == Path("/home/a/.local/share/tallystick/runtimes")
+    assert get_default_folder(Path("/data")) == Path("/data/tallystick/runtimes")
 
 
 def test_the_real_image(image: RuntimeImage) -> None:
