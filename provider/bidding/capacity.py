@@ -100,17 +100,16 @@ class Capacity:
         if request.key in self._bookings:
             raise Fault("an order is booked once", rule="capacity.twice")
         start = self.find_start(request.need, max(request.ready, now), request.duration, now)
-        if (
-            start + request.duration > request.due
-            or len(self._bookings) >= MAX_BOOKINGS
-            or not self._is_possible(request.need)
-        ):
+        if len(self._bookings) >= MAX_BOOKINGS or not self._is_possible(request.need):
             return None
         booking = Booking(
             request.key, request.need, request.ready, start, request.duration, request.due, request.runs_out
         )
-        self._bookings[request.key] = booking
-        return booking
+        plan = self._bookings | {request.key: booking} if booking.end <= booking.due else self._replan(booking, now)
+        if plan is None:
+            return None
+        self._bookings = plan
+        return plan[request.key]
 
     def confirm(self, key: bytes, now: int) -> bool:
         """The lease is open: the booking no longer runs out and is planned as early as it fits. False where there is
@@ -171,6 +170,19 @@ class Capacity:
             return False
         self._bookings = plan
         return True
+
+    def _replan(self, booking: Booking, now: int) -> dict[bytes, Booking] | None:
+        """All plans made anew with `booking` among them, the earliest due first, or None if one would miss its due."""
+        plan = {one.key: one for one in self.bookings if one.running}
+        intervals = [_interval(one, now) for one in plan.values()]
+        waiting = [one for one in self.bookings if not one.running]
+        for one in sorted([*waiting, booking], key=lambda one: (one.due, one.start, one.key)):
+            start = _find_start(self.pool, intervals, one.need, max(one.ready, now), one.duration)
+            if start + one.duration > one.due:
+                return None
+            plan[one.key] = msgspec.structs.replace(one, start=start)
+            intervals.append(_interval(plan[one.key], now))
+        return plan
 
     def _repair(self, now: int) -> None:
         """Plans whose start has passed unused, or that a job running too long collides with, move to where they fit."""

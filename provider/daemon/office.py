@@ -2,7 +2,8 @@
 
 A promise is on disk before its bid is sent. A bid is answered by an award (to us or to another), by a withdrawal, or
 by running out. Awards are only hints: they let inputs be fetched ahead; work begins when the chain has the lease
-(R3).
+(R3). An order that finds no room is declined at once and kept in mind: if room is made before its auction closes, it
+gets a bid after all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from broker.protocol.messages import (
     Acknowledgement,
     Announcement,
     Book,
+    Decline,
     Offer,
+    Reason,
     Withdrawal,
     read_from_broker,
 )
@@ -35,6 +38,16 @@ FORGET_SECONDS = 2.0
 
 MAX_SLEEP_MS = 5_000
 """Longest sleep before waiting jobs are looked at again."""
+
+
+HOLD_MS = 250
+"""How long before an auction's close a bid on an order that found no room would still come in time."""
+
+MAX_HELD = 256
+"""Most orders that wait for room."""
+
+_PASSING = (Reason.BUSY, Reason.BOND)
+"""Reasons that pass when a lease ends."""
 
 
 class Counter:
@@ -57,6 +70,9 @@ class Counter:
         self._ahead: dict[bytes, tuple[bytes, asyncio.Task[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._granting = False
+        self._held: dict[bytes, Announcement] = {}
+        self._hold_timer: asyncio.TimerHandle | None = None
+        self._retrying = False
         self._log = get_logger("office")
 
     def load(self) -> None:
@@ -80,8 +96,10 @@ class Counter:
     async def close(self) -> None:
         """Stop fetching ahead and handing out slots."""
         self.is_open = False
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._hold_timer):
+            if timer is not None:
+                timer.cancel()
+        self._held.clear()
         await self._tasks.close()
 
     # The bus
@@ -104,13 +122,17 @@ class Counter:
             case Announcement():
                 await self._answer(body)
             case Award():
+                self._held.pop(body.order, None)
                 self._hear_award(body)
             case Withdrawal():
+                self._held.pop(body.order, None)
                 if body.order in self.promises and body.order not in self._leased:
                     self._drop(body.order)
             case Acceptance():
                 self.on_acceptance(signed)
-            case Acknowledgement() | Book():
+            case Book():
+                self._held.pop(body.order, None)
+            case Acknowledgement():
                 pass
             case _:
                 raise Refused(f"a {type(body).__name__} is not for providers", rule="bus.kind")
@@ -124,18 +146,60 @@ class Counter:
         made = self.desk.answer(announcement, self.offer, self.funds, now, os.urandom(16))
         if made is None:
             await self._repeat(announcement)
-            return
-        up = topics.up(gear.chain_id, gear.signer.key)
-        if isinstance(made, BidMade):
-            bid = made.promise.bid
-            self.promises[bid.body.order] = made.promise
-            gear.workspace.store_promise(bid.body.order, made.promise, now)
-            await gear.bus.publish(up, encode(bid), expiry_s=60)
-            self._log.info("bids", job=show_job(bid.body.order), price=bid.body.price)
+        elif isinstance(made, BidMade):
+            await self._send_bid(made.promise, now)
         else:
-            await gear.bus.publish(up, encode(made.decline), expiry_s=60)
-            body = made.decline.body
+            await self._send_decline(made.decline, announcement, now)
+
+    async def _send_decline(self, decline: Signed[Decline], announcement: Announcement, now: int) -> None:
+        """Decline at once, so that nobody waits for us; where room may be made, bid after all if it is in time."""
+        gear, body = self._gear, decline.body
+        known = body.order in self._held
+        may_pass = body.reason in _PASSING and now < announcement.closes - HOLD_MS
+        if not may_pass:
+            self._held.pop(body.order, None)
+        elif not known and len(self._held) < MAX_HELD:
+            self._held[body.order] = announcement
+            self._wake_held()
+        if not known:
+            await gear.bus.publish(topics.up(gear.chain_id, gear.signer.key), encode(decline), expiry_s=60)
             self._log.info("declines", job=show_job(body.order), reason=body.reason.value, text=body.text)
+
+    async def _send_bid(self, promise: Promise, now: int) -> None:
+        gear, bid = self._gear, promise.bid
+        self._held.pop(bid.body.order, None)
+        self.promises[bid.body.order] = promise
+        gear.workspace.store_promise(bid.body.order, promise, now)
+        await gear.bus.publish(topics.up(gear.chain_id, gear.signer.key), encode(bid), expiry_s=60)
+        self._log.info("bids", job=show_job(bid.body.order), price=bid.body.price)
+
+    # Orders that find no room at present
+
+    def _wake_held(self) -> None:
+        """Forget held orders as their auctions close; whenever room is made they are looked at before."""
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        if self._held:
+            due = min(announcement.closes for announcement in self._held.values()) - HOLD_MS
+            delay = max(0, due - self._gear.clock.now()) / 1_000
+            self._hold_timer = asyncio.get_running_loop().call_later(delay, self._retry_held)
+
+    def _retry_held(self) -> None:
+        if self._held and not self._retrying:
+            self._retrying = True
+            self._tasks.start(self._answer_held())
+
+    async def _answer_held(self) -> None:
+        try:
+            for order_id, announcement in list(self._held.items()):
+                if announcement.closes <= self._gear.clock.now():
+                    self._held.pop(order_id, None)
+                    continue
+                await self._answer(announcement)
+        finally:
+            self._retrying = False
+        self._wake_held()
 
     async def _repeat(self, announcement: Announcement) -> None:
         """The same order again: the broker was restarted, or our bid got lost. It gets the same bid."""
@@ -205,6 +269,7 @@ class Counter:
 
     def _grant(self) -> None:
         self._granting = False
+        self._retry_held()
         now = self._gear.clock.now()
         for order_id in self.desk.capacity.take(self._waiting, now):
             self._waiting.pop(order_id)()

@@ -119,6 +119,18 @@ def test_work_that_stays_too_long_pushes_the_next_back() -> None:
     assert capacity.take([key(2)], 5_000) == [key(2)]
 
 
+def test_plans_are_packed_anew_where_that_makes_room() -> None:
+    capacity = Capacity(Pool(1, 10, 10))
+    assert capacity.reserve(ask(1, due=110), now=0)
+    assert capacity.reserve(ask(2, due=250), now=0)
+    capacity.release(key(1))
+    booked = capacity.reserve(ask(3, ready=15, due=230), now=0)
+    first = capacity.get(key(2))
+    assert booked is not None and first is not None
+    assert (booked.start, first.start) == (15, 115)
+    assert capacity.reserve(ask(4, ready=15, due=230), now=0) is None
+
+
 def test_a_lease_of_an_earlier_life_is_adopted_even_late() -> None:
     capacity = Capacity(Pool(1, 10, 10))
     capacity.adopt(ask(1, due=20), now=500)

@@ -123,7 +123,7 @@ async def test_a_lease_that_opened_while_nobody_was_there_is_served(world: World
 
 
 async def test_bids_of_an_earlier_life_still_hold_their_place(world: World) -> None:
-    orders = [world.make_order(f"order {number}", span=47_000) for number in range(5)]
+    orders = world.make_orders(5, 47_000)
     for order in orders[:4]:
         await world.get_bid(order)
     await world.kill()

@@ -74,12 +74,36 @@ async def test_twenty_orders_at_once_on_two_slots_are_all_served(world: World) -
 
 
 async def test_an_order_that_cannot_wait_is_declined_as_busy(world: World) -> None:
-    orders = [world.make_order(f"order {number}", span=47_000) for number in range(5)]
+    orders = world.make_orders(5, 47_000)
     for order in orders:
         await world.announce(order)
     await until(lambda: all(world.bids(order) or world.declines(order) for order in orders))
     answers = [[one.reason for one in world.declines(order)] for order in orders]
     assert answers[:2] == [[], []] and answers[-1] == [Reason.BUSY]
+
+
+async def test_an_order_declined_as_busy_gets_a_bid_if_room_is_made_before_its_auction_closes(world: World) -> None:
+    orders = world.make_orders(5, 47_000)
+    for order in orders[:4]:
+        await world.get_bid(order)
+    await world.announce(orders[4])
+    await until(lambda: bool(world.declines(orders[4])))
+    await world.announce(orders[4])
+    await world.say(Withdrawal(compute_order_id(scene.CHAIN, orders[0]), "off"))
+    await until(lambda: bool(world.bids(orders[4])))
+    assert len(world.declines(orders[4])) == 1
+
+
+async def test_an_auction_that_closed_gets_no_late_bid(world: World) -> None:
+    orders = world.make_orders(6, 47_000)
+    for order in orders[:4]:
+        await world.get_bid(order)
+    await world.announce(orders[4])
+    await until(lambda: bool(world.declines(orders[4])))
+    await world.say(Withdrawal(compute_order_id(scene.CHAIN, orders[4]), "unmatched"))
+    await world.say(Withdrawal(compute_order_id(scene.CHAIN, orders[0]), "off"))
+    await world.get_bid(orders[5])
+    assert not world.bids(orders[4])
 
 
 async def test_work_begins_only_with_the_chain_and_inputs_come_with_the_award(world: World) -> None:
@@ -175,12 +199,13 @@ async def test_a_lease_on_a_bid_that_is_not_known_is_given_back(world: World) ->
 
 
 async def test_a_lost_or_withdrawn_bid_frees_its_place(world: World) -> None:
-    orders = [world.make_order(f"order {number}", span=47_000) for number in range(7)]
+    orders = world.make_orders(7, 47_000)
     bids = [await world.get_bid(order) for order in orders[:4]]
     await world.announce(orders[6])
     await until(lambda: bool(world.declines(orders[6])))
     other = scene.make_award(orders[0], scene.make_bid(orders[0]))
     assert other.bid != scene.make_award(orders[0], bids[0]).bid
+    await world.say(Withdrawal(compute_order_id(scene.CHAIN, orders[6]), "off"))
     await world.say(other)
     await world.say(Withdrawal(compute_order_id(scene.CHAIN, orders[1]), "off"))
     for order in orders[4:6]:

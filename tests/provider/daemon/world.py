@@ -17,7 +17,7 @@ from broker.protocol.api import Delivery
 from broker.protocol.jobs import JobSpec, Level
 from broker.protocol.messages import Announcement, Decline, Offer, Progress, read_from_provider, sign_message
 from chain.base.codec import encode
-from chain.base.errors import Refused, Unavailable
+from chain.base.errors import Fault, Refused, Unavailable
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed, Signer
 from chain.ledger.terms.agreement import Award, Bid, Order, compute_lease_id, compute_order_id
@@ -303,7 +303,7 @@ class World:
     async def kill(self) -> None:
         """As `kill -9`: nobody is asked, nothing more is written; sandboxes die with their daemon."""
         self.daemon.counter.is_open = False
-        self.workspace.journal.append = lambda *_: None  # type: ignore[method-assign]  # the process is gone
+        self.workspace.journal.append = _write_nothing  # type: ignore[method-assign]  # the process is gone
         self.workspace.journal.drop = lambda *_: None  # type: ignore[method-assign]  # as above
         await self.daemon._tasks.close()
         await self.daemon.counter.close()
@@ -329,6 +329,12 @@ class World:
         now = self.chain.clock.now()
         times = {"closes": now + 2_000, "deadline": now + span, "expiry": now + 2 * span}
         return scene.make_order(name, **times | changes)
+
+    def make_orders(self, count: int, span: int) -> list[Order]:
+        """Orders of the same moment."""
+        now = self.chain.clock.now()
+        times: dict[str, Any] = {"closes": now + 2_000, "deadline": now + span, "expiry": now + 2 * span}
+        return [scene.make_order(f"order {number}", **times) for number in range(count)]
 
     async def say(self, body: Any, topic: str | None = None, signer: Signer = scene.BROKER) -> None:
         data = body if isinstance(body, bytes) else sign_message(signer, scene.CHAIN, body)
@@ -381,6 +387,11 @@ class World:
         offer = read_from_provider(self.offers[-1], scene.CHAIN).body
         assert isinstance(offer, Offer)
         return offer
+
+
+def _write_nothing(*_: object) -> None:
+    """What is not written has no effects either."""
+    raise Fault("this life is over", rule="test.killed")
 
 
 def make_view(lease: bytes, order: Order, award: Award, now: int) -> LeaseView:
