@@ -389,7 +389,7 @@ class World:
         return offer
 
 
-def _write_nothing(*_: object) -> None:
+def _write_nothing(machine: str, now: int, event: bytes) -> None:
     """What is not written has no effects either."""
     raise Fault("this life is over", rule="test.killed")
 
