@@ -85,7 +85,7 @@ def main() -> None:
 @_home_option
 @click.option("--name", default="tallystick", show_default=True, help="What the chain is called.")
 @click.option("--treasury-credits", default="1000000", show_default=True, help="Credits granted to the treasury.")
-@click.option("--fee", default="0.001", show_default=True, help="Credits burned per transaction; 0 only if private.")
+@click.option("--fee", default="0.00001", show_default=True, help="Credits burned per transaction; 0 only if private.")
 @click.option("--private", is_flag=True, help="A chain among parties who know each other.")
 def init(home: Path | None, name: str, treasury_credits: str, fee: str, private: bool) -> None:
     """Make a new chain of one seat: its genesis, the seat's key and the treasury's key.

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
@@ -36,11 +35,12 @@ from broker.service.routes import Routes
 from broker.service.settings import BrokerSettings
 from broker.service.web import WebServer
 from chain import __version__
-from chain.base.errors import Refused, TallyError, Unavailable
+from chain.base.errors import TallyError, Unavailable
 from chain.base.keys import Signer, show_key
 from chain.rpc.client import ChainClient
 from chain.rpc.schema import ChainInfo
 from chain.runtime import journal
+from chain.runtime.addresses import is_loopback, parse_listen
 from chain.runtime.clock import Clock, SystemClock
 from chain.runtime.database import open_database
 from chain.runtime.files import own_folder, write_atomically
@@ -239,22 +239,6 @@ def open_stores(settings: BrokerSettings) -> tuple[sqlite3.Connection, sqlite3.C
     return store, open_database(folder / "blobs.db", kind=f"{kind} blobs", version=version, schema=custody.SCHEMA)
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of `127.0.0.1:7101` or `[::1]:0`; raises `Refused` (`settings.listen`)."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise Refused(f"{text!r} is no address to listen at; write for example 127.0.0.1:7101", rule="settings.listen")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def strip_password(url: str) -> str:
     """An MQTT address without user and password."""
     scheme, _, rest = url.partition("://")
@@ -266,4 +250,4 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-__all__ = ["BrokerNode", "Outside", "parse_listen", "run_broker"]
+__all__ = ["BrokerNode", "Outside", "run_broker"]

@@ -54,7 +54,7 @@ class Params(Record, frozen=True, tag="params"):
     """
 
     private: bool = False
-    fee: Amount = 1_000
+    fee: Amount = 10
     deposit: Amount = 10_000
     min_bond: Amount = MICRO
     quota: Quota = 16

@@ -19,7 +19,8 @@ from chain.node.application import Application, Seat
 from chain.node.folder import ChainFolder
 from chain.node.jsonrpc import Dispatcher
 from chain.node.methods import Methods
-from chain.node.server import RpcServer, is_loopback, parse_listen
+from chain.node.server import RpcServer
+from chain.runtime.addresses import is_loopback, parse_listen
 from chain.runtime.clock import Clock, SystemClock
 from chain.runtime.driver import Driver
 from chain.runtime.files import own_folder, write_atomically

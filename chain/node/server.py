@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from chain.base.errors import Refused, Unavailable
-from chain.node.gate import Gate
+from chain.base.errors import Unavailable
 from chain.node.jsonrpc import Dispatcher
+from chain.runtime.gate import Gate
 
-__all__ = ["BODY_SECONDS", "MAX_BODY", "RpcServer", "is_loopback", "parse_listen"]
+__all__ = ["BODY_SECONDS", "MAX_BODY", "RpcServer"]
 
 MAX_BODY = 8 << 20
 """Largest request: a batch of 50 transactions of the largest size, in hex."""
@@ -24,22 +23,6 @@ CLOSE_SECONDS = 2.0
 """How long open calls may take to end when the server closes."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of `127.0.0.1:7001` or `[::1]:0`; raises `Refused` under `settings.listen`."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise Refused(f"{text!r} is no address to listen at; write for example 127.0.0.1:7001", rule="settings.listen")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class RpcServer:

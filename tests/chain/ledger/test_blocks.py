@@ -21,13 +21,12 @@ from chain.base.units import MICRO
 from chain.ledger import ledger as ledger_module
 from chain.ledger.blocks import MAX_BLOCK_TXS, Block, Header, compute_block_id
 from chain.ledger.entries import LeaseState, get_account_key, get_order_key
-from chain.ledger.genesis import Params
 from chain.ledger.ledger import Ledger
 from chain.ledger.results import LeaseMoved, Result, compute_results_root
 from chain.ledger.terms.agreement import compute_lease_id
 from chain.ledger.transactions import Body, GiveBack, Transfer, compute_transaction_id
 from chain.ledger.tree import StateTree
-from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, World, digest, salt
+from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, World, digest, make_params, salt
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -176,7 +175,7 @@ def test_a_block_holds_only_transactions_that_succeed_with_good_signatures() -> 
 
 
 def test_a_proposal_keeps_within_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    w = World(Params(quota=1_000), bond=0)
+    w = World(make_params(quota=1_000), bond=0)
     txs = [w.tx("treasury", give(MICRO)) for _ in range(6)]
     size = len(encode(txs[0]))
     monkeypatch.setattr(ledger_module, "MAX_BLOCK_BYTES", ledger_module.BLOCK_OVERHEAD + 4 * size)
@@ -349,7 +348,7 @@ def open_many(w: World, count: int) -> list[bytes]:
 
 def test_timers_fire_in_order_of_deadline_and_id_and_no_more_than_a_block_takes() -> None:
     """R1: the rest of a backlog fires in the next blocks, in the same order."""
-    w = World(Params(block_timers=3, quota=1_000))
+    w = World(make_params(block_timers=3, quota=1_000))
     ids = open_many(w, 7)
     fired: list[bytes] = []
     for count in (3, 3, 1, 0):
@@ -362,7 +361,7 @@ def test_timers_fire_in_order_of_deadline_and_id_and_no_more_than_a_block_takes(
 
 def test_a_backlog_of_timers_changes_nobodys_outcome() -> None:
     """R1: a transaction that touches a lease first fires the due timers of that order's and that provider's leases."""
-    w = World(Params(block_timers=1, quota=1_000))
+    w = World(make_params(block_timers=1, quota=1_000))
     ids = sorted(open_many(w, 6))
     mine = [one for one in ids[1:] if w.lease(one).terms.provider == w.key("provider")]
     late = w.lease(mine[-1]).terms.deadline + 1
@@ -386,7 +385,7 @@ def test_a_backlog_of_timers_changes_nobodys_outcome() -> None:
 @pytest.mark.parametrize("act", ["settle", "deliver", "cancel"])
 def test_whoever_touches_a_lease_fires_its_partys_backlog(act: str) -> None:
     """R1: a lease of a provider with a backlog is settled, delivered or cancelled only after that backlog has fired."""
-    w = World(Params(block_timers=1, quota=1_000))
+    w = World(make_params(block_timers=1, quota=1_000))
     ids = sorted(open_many(w, 4))
     mine = [one for one in ids[1:] if w.lease(one).terms.provider == w.key("provider")]
     late = w.lease(mine[0]).terms.deadline + 1
@@ -402,7 +401,7 @@ def test_whoever_touches_a_lease_fires_its_partys_backlog(act: str) -> None:
 
 
 def test_a_refused_transaction_leaves_the_backlog_as_it_was() -> None:
-    w = World(Params(block_timers=1, quota=1_000))
+    w = World(make_params(block_timers=1, quota=1_000))
     ids = sorted(open_many(w, 4))
     late = w.lease(ids[0]).terms.deadline + 1
     refused = w.tx("provider", GiveBack(ids[-1]), valid=late)

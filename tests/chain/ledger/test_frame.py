@@ -14,7 +14,6 @@ from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.units import MICRO
 from chain.ledger.entries import Account, Provider
-from chain.ledger.genesis import Params
 from chain.ledger.ledger import Ledger
 from chain.ledger.results import Bonded, Transferred
 from chain.ledger.terms.work import Span
@@ -29,7 +28,7 @@ from chain.ledger.transactions import (
     sign_transaction,
 )
 from chain.ledger.transition import SUBJECTS, count_signatures
-from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, START, World, digest, make_test_genesis, salt
+from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, START, World, digest, make_params, make_test_genesis, salt
 
 
 def refuse(w: World, tx: SignedTransaction, at: int | None = None) -> str:
@@ -59,7 +58,7 @@ def test_valid_until_bounds_the_window(ahead: int, rule: str) -> None:
 def test_a_transaction_is_for_one_chain_and_one_tag() -> None:
     """Threat rows 2 and 3."""
     w = World()
-    other = World(Params(fee=2_000))
+    other = World(make_params(fee=2_000))
     assert refuse(w, other.tx("treasury", give())) == "R15.chain"
     body = w.tx("treasury", give()).body
     for tag in Tag:
@@ -69,7 +68,7 @@ def test_a_transaction_is_for_one_chain_and_one_tag() -> None:
 
 def test_the_sender_must_exist_and_pay() -> None:
     """R15 c."""
-    w = World(Params(deposit=500))
+    w = World(make_params(deposit=500))
     assert w.refusal("stranger", give(1)) == "R15.c.account"
     w.send("treasury", give(999))
     assert w.refusal("stranger", give(1, "treasury")) == "R15.c.fee"
@@ -82,7 +81,7 @@ def test_the_sender_must_exist_and_pay() -> None:
 def test_the_fee_is_burned_and_nothing_else_is() -> None:
     """R13: fees reduce supply and are counted; a private chain may ask none."""
     for fee in (0, 7):
-        w = World(Params(private=True, fee=fee), bond=0)
+        w = World(make_params(private=True, fee=fee), bond=0)
         w.send("treasury", give())
         assert w.ledger.supply().burned == fee
         assert w.balance("treasury") == 1_000 * MICRO - MICRO - fee
@@ -90,7 +89,7 @@ def test_the_fee_is_burned_and_nothing_else_is() -> None:
 
 def test_the_quota_is_sixteen_and_one_per_credit_in_the_window() -> None:
     """R15 c and d: inner signatures count, and the window is that of the remembered ids."""
-    w = World(Params(quota=16))
+    w = World(make_params(quota=16))
     w.send("treasury", give(3 * MICRO - 1))
     first = w.now + 1
     for number in range(18):

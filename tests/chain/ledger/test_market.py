@@ -17,14 +17,13 @@ from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.units import MICRO
 from chain.ledger.blocks import Block, compute_block_id
-from chain.ledger.genesis import Params
 from chain.ledger.ledger import Ledger
 from chain.ledger.rules.table import ROWS, Event
 from chain.ledger.terms.agreement import Order, compute_lease_id
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import Span
 from chain.ledger.transactions import Cancel, Deliver, GiveBack, RegisterProvider, Settle, SignedTransaction, Transfer
-from tests.chain.ledger.world import HOUR, MINUTE, WINDOWS, World, salt
+from tests.chain.ledger.world import HOUR, MINUTE, WINDOWS, World, make_params, salt
 
 EVENTS: dict[type, Event] = {
     Settle: Event.SETTLE,
@@ -45,7 +44,7 @@ class Market(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.w = World(Params(quota=100_000, block_timers=2), bond=40 * MICRO)
+        self.w = World(make_params(quota=100_000, block_timers=2), bond=40 * MICRO)
         self.mirror = Ledger(self.w.genesis)
         self.ids: list[bytes] = []
         self.waiting: list[SignedTransaction] = []

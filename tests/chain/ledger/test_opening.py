@@ -11,13 +11,12 @@ import pytest
 from chain.base.hashing import Tag
 from chain.base.units import MICRO
 from chain.ledger.entries import Cover, LeaseState, OrderRecord, get_order_key
-from chain.ledger.genesis import Params
 from chain.ledger.rules import opening
 from chain.ledger.rules.coverage import MAX_COVERAGE
 from chain.ledger.rules.opening import MAX_ORDER_LEASES, MAX_WINDOW
 from chain.ledger.terms.agreement import AwardRule, Kind, compute_bid_id, compute_order_id
 from chain.ledger.transactions import Open, RegisterProvider
-from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, WINDOWS, World, digest, salt
+from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, WINDOWS, World, digest, make_params, salt
 
 BAD_KEY = bytes([1]) + bytes(31)
 Changes = dict[str, Any]
@@ -288,7 +287,7 @@ def test_signatures_are_checked_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_operating_key_signs_for_its_account() -> None:
     """R19: order, award and bid verify against the operating keys of the moment, and the lease keeps them."""
-    w = World(Params(private=True, fee=0))
+    w = World(make_params(private=True, fee=0))
     entries = w.ledger._head.state.entries
     for name, operator in (("requester", "watcher"), ("broker", "holder"), ("provider", "stranger")):
         account = w.ledger.account(w.key(name))

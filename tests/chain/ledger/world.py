@@ -64,12 +64,17 @@ def salt(*parts: Any) -> bytes:
 SIGNERS = {name: Signer(digest("seed", name)) for name in NAMES}
 
 
+def make_params(**changes: Any) -> Params:
+    """Constants with a fee that shows in sums."""
+    return Params(**{"fee": 1_000, **changes})
+
+
 def make_test_genesis(params: Params | None = None, rich: int = 1_000 * MICRO) -> Genesis:
     """One seat; everyone but the watcher, the holder and the stranger has `rich` micro-credits."""
     seat = Seat(SIGNERS["seat"].key, digest("beacon"))
     funded = ("treasury", "requester", "provider", "rival", "broker")
     balances = [(SIGNERS[name].key, rich) for name in funded]
-    return make_genesis("test", START, [seat], balances, params)
+    return make_genesis("test", START, [seat], balances, params or make_params())
 
 
 class World:

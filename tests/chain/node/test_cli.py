@@ -86,9 +86,9 @@ def test_send_and_status_against_a_running_node(tmp_path: Path) -> None:
         sent = call("send", *home, show_key(ALICE.key), "2.5")
         assert (sent.exit_code, "sent 2.5 credits, final in block 1" in sent.output) == (0, True), sent.output
         status = call("status", *home)
-        assert "999999.999 of 1000000: 999999.999 free, 0 in bonds, 0 locked; 0.001 burned" in status.output
+        assert "999999.99999 of 1000000: 999999.99999 free, 0 in bonds, 0 locked; 0.00001 burned" in status.output
         shown = json.loads(call("status", "--json", "--chain", process.url).output)
-        assert (shown["info"]["height"], shown["supply"]["burned"], shown["url"]) == (1, 1000, process.url)
+        assert (shown["info"]["height"], shown["supply"]["burned"], shown["url"]) == (1, 10, process.url)
         too_much = call("send", *home, show_key(ALICE.key), "2000000")
         assert (too_much.exit_code, too_much.output.count("\n")) == (1, 1)
 

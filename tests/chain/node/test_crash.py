@@ -74,7 +74,7 @@ async def check_once(folder: ChainFolder, sent: list[SignedTransaction]) -> int:
             assert (await client.account(ALICE.key)).balance == len(sent) * MICRO
             supply = await client.supply()
             assert supply.total + supply.burned == TREASURY
-            assert supply.burned == len(sent) * 1_000
+            assert supply.burned == len(sent) * 10
             light = LightClient(folder.read_genesis(), client)
             for signed in sent:
                 assert (await light.transaction(name_transaction(signed))).transaction == signed.body

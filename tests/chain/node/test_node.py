@@ -47,7 +47,7 @@ async def test_a_transfer_is_final_when_submit_returns(tmp_path: Path) -> None:
         assert (account.known, account.balance, account.provider) == (True, 5 * MICRO, False)
         assert not (await world.client.account(BOB.key)).known
         supply = await world.client.supply()
-        assert (supply.genesis, supply.total + supply.burned, supply.burned) == (TREASURY, TREASURY, 1_000)
+        assert (supply.genesis, supply.total + supply.burned, supply.burned) == (TREASURY, TREASURY, 10)
 
 
 async def test_info_says_what_a_client_needs(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ async def test_info_says_what_a_client_needs(tmp_path: Path) -> None:
         assert (info.version, info.name, info.seats, info.private) == (RPC_VERSION, "test", 1, False)
         assert info.chain == world.treasury.chain_id.hex()
         assert (info.height, info.time) == (0, world.genesis.time)
-        assert (info.fee, info.deposit, info.min_bond) == (1_000, 10_000, MICRO)
+        assert (info.fee, info.deposit, info.min_bond) == (10, 10_000, MICRO)
 
 
 async def test_the_same_transaction_again_has_the_same_outcome(tmp_path: Path) -> None:

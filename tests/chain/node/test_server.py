@@ -13,9 +13,10 @@ import pytest
 
 from chain.base.errors import Refused, Unavailable
 from chain.node import server as server_module
-from chain.node.gate import Gate
 from chain.node.jsonrpc import Dispatcher, Method
-from chain.node.server import MAX_BODY, RpcServer, is_loopback, parse_listen
+from chain.node.server import MAX_BODY, RpcServer
+from chain.runtime.addresses import is_loopback, parse_listen
+from chain.runtime.gate import Gate
 
 
 class _None(msgspec.Struct):
