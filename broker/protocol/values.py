@@ -62,7 +62,8 @@ class CannotCarry(TypeError):
     """
 
     def __init__(self, path: str, kind: str, advice: str) -> None:
-        super().__init__(f"{path}: a {kind} can't be carried; {advice}")
+        article = "an" if kind[:1] in "aeiou" else "a"
+        super().__init__(f"{path}: {article} {kind} can't be carried; {advice}")
         self.path = path
         self.kind = kind
 

@@ -11,13 +11,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
 from chain.base.errors import TallyError, Unavailable
 from chain.runtime.files import write_atomically
 from chain.runtime.keystore import create_key
+from requester.client.texts import escape_line
 from requester.demo.report import Ending
 from requester.demo.supervisor import die_with_parent, end_process
 from requester.demo.world import World, run_command
@@ -33,7 +34,7 @@ def main(as_json: bool, keep: bool, directory: Path | None) -> int:
     try:
         return asyncio.run(_until_signal(_tell(as_json, keep, directory)))
     except asyncio.CancelledError:
-        sys.stderr.write("interrupted; everything was stopped and removed\n")
+        sys.stderr.write("interrupted; everything was stopped\n")
         return INTERRUPTED
     except TallyError as error:
         sys.stderr.write(f"{error}\n")
@@ -71,12 +72,30 @@ async def _open_world(directory: Path | None, keep: bool, say: Any) -> AsyncIter
     folder = directory or Path(tempfile.mkdtemp(prefix="tally-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     world = World(folder.resolve(), say)
-    try:
-        yield world
-    finally:
+
+    async def leave() -> None:
         await world.close()
         if directory is None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    try:
+        yield world
+    finally:
+        await _finish(leave())
+
+
+async def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` to its end; a cancellation that comes meanwhile is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 async def _play(world: World, say: Any, started: float) -> Ending:
@@ -150,9 +169,9 @@ def _show(news: dict[str, Any], say: Any) -> None:
             say(f"           {news['phase']}")
         case "output":
             for line in news["text"].splitlines():
-                say(f"         | {line}")
+                say(f"         | {escape_line(line)}")
         case "trouble":
-            say(f"           {news['text']}")
+            say(f"           {escape_line(news['text'])}")
         case _:
             pass
 
@@ -168,4 +187,5 @@ async def _stay(world: World, say: Any) -> None:
         f"\neverything keeps running; stop it with Ctrl-C\n  chain   {world.chain_url}\n  broker  {world.broker_url}"
         f"\n  folder  {world.folder}\n  try     TALLY_HOME={world.folder} tally jobs"
     )
-    await asyncio.Event().wait()
+    with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how a kept market ends
+        await asyncio.Event().wait()

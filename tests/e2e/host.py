@@ -4,7 +4,6 @@ after."""
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +27,14 @@ class HostState:
         return {kind: what for kind, what in found.items() if what}
 
 
-def read_host(marker: str) -> HostState:
-    """The host now. `marker` is a folder name that stands in the command line or environment of every process of the
-    run."""
+def read_host(folder: Path) -> HostState:
+    """The host now. `folder` is the run's own temporary folder: its TMPDIR, named in the environment of all it starts.
+
+    A cgroup counts once the process it is named after is gone, so that other runs beside this one don't.
+    """
     return HostState(
-        frozenset(_processes(marker)),
-        frozenset(name for name in os.listdir(tempfile.gettempdir()) if "tally" in name),
+        frozenset(_processes(str(folder))),
+        frozenset(os.listdir(folder)),
         frozenset(_cgroups()),
         frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
         frozenset(os.listdir("/dev/shm")),
@@ -56,4 +57,7 @@ def _processes(marker: str) -> list[str]:
 
 
 def _cgroups() -> list[str]:
-    return [str(path) for path in _CGROUPS.rglob("*tally*") if path.is_dir()] if _CGROUPS.is_dir() else []
+    if not _CGROUPS.is_dir():
+        return []
+    found = [path for path in _CGROUPS.rglob("tallystick.*") if path.is_dir()]
+    return [str(path) for path in found if not Path("/proc", path.name.split(".")[1]).exists()]

@@ -15,9 +15,10 @@ from tests.e2e.host import read_host
 TALLY = str(Path(sys.executable).with_name("tally"))
 
 
-def test_the_demo_pays_for_a_verified_job_and_conserves_every_credit() -> None:
-    before = read_host("tally-demo-")
-    done = subprocess.run([TALLY, "demo", "--json"], capture_output=True, text=True, timeout=110, check=False)
+def test_the_demo_pays_for_a_verified_job_and_conserves_every_credit(tmp_path: Path) -> None:
+    before, environment = read_host(tmp_path), {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [TALLY, "demo", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["accuracy"] >= 0.95
@@ -31,7 +32,7 @@ def test_the_demo_pays_for_a_verified_job_and_conserves_every_credit() -> None:
     assert sum(changes.values()) == -told["credits_burned"]
     assert changes["requester"] == -told["paid"] - told["commission"]
     assert told["paid"] == min(bid["price"] for bid in told["bids"])
-    assert before.added(read_host("tally-demo-")) == {}
+    assert before.added(read_host(tmp_path)) == {}
 
 
 def test_the_demo_fails_when_a_part_cannot_start(tmp_path: Path) -> None:

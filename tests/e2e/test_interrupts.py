@@ -3,6 +3,7 @@ are as before."""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -29,14 +30,16 @@ def length() -> float:
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
-def test_ctrl_c_leaves_the_host_as_it_was(moment: int, length: float, seed: int) -> None:
-    before = read_host("tally-demo-")
+def test_ctrl_c_leaves_the_host_as_it_was(moment: int, length: float, seed: int, tmp_path: Path) -> None:
+    before, environment = read_host(tmp_path), {**os.environ, "TMPDIR": str(tmp_path)}
     share = (moment + random.Random(seed + moment).random()) / MOMENTS
-    process = subprocess.Popen([TALLY, "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [TALLY, "demo"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     try:
         process.wait(timeout=share * length)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=90)
     assert process.returncode in (0, 130, -signal.SIGINT), said
-    assert before.added(read_host("tally-demo-")) == {}, f"left behind at {share:.0%} of {length:.1f} s:\n{said}"
+    assert before.added(read_host(tmp_path)) == {}, f"left behind at {share:.0%} of {length:.1f} s:\n{said}"
