@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
+from broker.protocol.jobs import JobSpec, compute_job_digest, compute_runtime_digest
 from broker.protocol.messages import Announcement, Reason
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
@@ -34,6 +34,10 @@ class Refusal(NamedTuple):
 class Policy(msgspec.Struct, frozen=True):
     """The house's rules. Keys are accounts; empty `allowed` means everybody who is not denied. `segments` is the most
     in one order.
+
+    Most of them keep an order from being made to fail: its writer chooses what is lost for leaving (`damages` in basis
+    points, `start` in milliseconds), how long the bond is bound (`binding` in milliseconds), and limits that no host
+    could set.
     """
 
     kinds: frozenset[Kind] = frozenset({Kind.RUN})
@@ -41,6 +45,14 @@ class Policy(msgspec.Struct, frozen=True):
     denied: frozenset[bytes] = frozenset()
     segments: int = 4_096
     output_bytes: int = 1 << 30
+    input_bytes: int = 1 << 30
+    scratch_bytes: int = 4 << 30
+    processes: int = 1_024
+    open_files: int = 1_024
+    millicores: int = 100
+    damages: int = 2_000
+    start: int = 10_000
+    binding: int = 30 * 24 * 3_600_000
 
 
 def check_announcement(announcement: Announcement, chain_id: bytes, now: int) -> bytes:
@@ -76,8 +88,26 @@ def find_refusal(policy: Policy, provider: bytes, announcement: Announcement, no
         (order.segments > policy.segments, f"at most {policy.segments} segments in one order"),
         (spec.resources.output_bytes > policy.output_bytes, f"at most {policy.output_bytes} bytes of output"),
         (order.closes - now > MAX_AUCTION_MS, f"auctions of at most {MAX_AUCTION_MS} ms"),
+        *_list_traps(policy, order, spec),
     )  # fmt: skip
     return next((Refusal(Reason.POLICY, 0, text) for breaks, text in rows if breaks), None)
+
+
+def _list_traps(policy: Policy, order: Order, spec: JobSpec) -> tuple[tuple[bool, str], ...]:
+    """Terms under which honest work would lose the bond, and limits under which no sandbox could be set up: a `host`
+    failure, for which a provider leaves and pays (R4, R9).
+    """
+    needs, bound = spec.resources, max(order.windows.acceptance, order.windows.grace)
+    return (
+        (order.damages > policy.damages, f"damages of at most {policy.damages} basis points"),
+        (order.windows.start < policy.start, f"a start window of at least {policy.start} ms"),
+        (bound > policy.binding, f"acceptance and grace windows of at most {policy.binding} ms"),
+        (spec.code_bytes + spec.input_bytes > policy.input_bytes, f"at most {policy.input_bytes} bytes of input"),
+        (needs.tmp_bytes + needs.shm_bytes > policy.scratch_bytes, f"at most {policy.scratch_bytes} bytes of scratch"),
+        (needs.processes > policy.processes, f"at most {policy.processes} processes"),
+        (needs.open_files > policy.open_files, f"at most {policy.open_files} open files"),
+        (needs.millicores < policy.millicores, f"at least {policy.millicores} millicores"),
+    )
 
 
 def compute_bond(order: Order) -> int:
