@@ -18,8 +18,8 @@ from broker.rpc.client import BrokerClient
 from broker.service.node import run_broker
 from broker.service.settings import ENVIRONMENT, BrokerSettings
 from chain import __version__
-from chain.base.errors import Refused, TallyError, Unavailable
 from chain.base.keys import Signer, show_key
+from chain.runtime.command import EXIT_CODES, CommandGroup
 from chain.runtime.keystore import create_key
 from chain.runtime.logs import configure_logs
 from chain.runtime.service import run_service
@@ -27,24 +27,8 @@ from chain.runtime.settings import load_settings
 
 __all__ = ["main"]
 
-EXIT_CODES = """\b
-Exit codes: 0 done, 1 refused by a rule, 2 wrong usage, 3 a part that is needed
-does not run, 4 a fault of our own."""
 
-
-class _Group(click.Group):
-    """Turns our errors into one line on standard error and their exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except TallyError as error:
-            click.echo(f"tally-broker: {error}", err=True)
-            ctx.exit(1 if isinstance(error, Refused) else 3 if isinstance(error, Unavailable) else 4)
-
-
-@click.group(cls=_Group, epilog=EXIT_CODES)
+@click.group(cls=CommandGroup, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="tally-broker")
 def main() -> None:
     """Run the order book, the message bus and the file relay of a market.

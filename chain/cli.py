@@ -16,7 +16,6 @@ import click
 import msgspec
 
 from chain import __version__
-from chain.base.errors import Refused, TallyError, Unavailable
 from chain.base.keys import parse_key, show_key
 from chain.base.units import format_credits, parse_credits
 from chain.ledger.genesis import Params, compute_chain_id
@@ -25,6 +24,7 @@ from chain.node.folder import ChainFolder, ChainPlan
 from chain.node.node import DEFAULT_LISTEN, NodeSettings, run_node
 from chain.rpc.client import ChainClient
 from chain.runtime.clock import SystemClock
+from chain.runtime.command import EXIT_CODES, CommandGroup
 from chain.runtime.home import tally_home
 from chain.runtime.keystore import load_key
 from chain.runtime.logs import configure_logs
@@ -37,22 +37,6 @@ T = TypeVar("T")
 
 VALIDITY = 60_000
 """Milliseconds for which a transaction made here may become final."""
-
-EXIT_CODES = """\b
-Exit codes: 0 done, 1 refused by a rule, 2 wrong usage, 3 a part that is needed
-does not run, 4 a fault of our own."""
-
-
-class _Group(click.Group):
-    """Turns our errors into one line on standard error and their exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except TallyError as error:
-            click.echo(f"tally-chain: {error}", err=True)
-            ctx.exit(1 if isinstance(error, Refused) else 3 if isinstance(error, Unavailable) else 4)
 
 
 def _home_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +51,7 @@ def _chain_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-@click.group(cls=_Group, epilog=EXIT_CODES)
+@click.group(cls=CommandGroup, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="tally-chain")
 def main() -> None:
     """Make and run a chain, and move its credits.

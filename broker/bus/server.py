@@ -29,6 +29,7 @@ from broker.protocol.messages import MAX_MESSAGE_BYTES
 from chain.base.errors import Refused, Unavailable
 from chain.runtime.files import write_atomically
 from chain.runtime.logs import get_logger
+from chain.runtime.processes import end_process
 
 LOOPBACK = "127.0.0.1"
 
@@ -218,18 +219,8 @@ class BusServer:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        if self._process is not None:
+            await end_process(self._process, STOP_SECONDS)
 
     async def _spawn(self) -> None:
         command = (sys.executable, "-I", "-S", launch.__file__)

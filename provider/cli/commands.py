@@ -15,12 +15,13 @@ import msgspec
 from broker.protocol import values
 from broker.protocol.jobs import Entry
 from chain import __version__
-from chain.base.errors import Refused, TallyError, Unavailable
+from chain.base.errors import Unavailable
 from chain.base.keys import show_key
 from chain.base.units import format_credits
 from chain.ledger.terms.agreement import Kind
 from chain.rpc.client import ChainClient
 from chain.rpc.schema import AccountView, LeaseView
+from chain.runtime.command import EXIT_CODES, CommandGroup
 from chain.runtime.keystore import create_key, load_key
 from chain.runtime.logs import configure_logs
 from chain.runtime.service import run_service
@@ -33,22 +34,6 @@ from provider.sandbox.plan import build_plan
 from provider.sandbox.runtimes import RuntimeImage
 from provider.sandbox.spec import Limits, Task
 
-EXIT_CODES = """\b
-Exit codes: 0 done, 1 refused by a rule, 2 wrong usage, 3 a part that is needed
-does not run, 4 a fault of our own."""
-
-
-class _Group(click.Group):
-    """Turns our errors into one line on standard error and their exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except TallyError as error:
-            click.echo(f"tally-provider: {error}", err=True)
-            ctx.exit(1 if isinstance(error, Refused) else 3 if isinstance(error, Unavailable) else 4)
-
 
 def _add_home(command: Callable[..., Any]) -> Callable[..., Any]:
     option = click.option("--home", help="The provider's folder; default: $TALLY_HOME/provider.")
@@ -59,7 +44,7 @@ def _load(config: Path | None, **flags: object) -> ProviderSettings:
     return load_settings(ProviderSettings, config, ENVIRONMENT, flags)
 
 
-@click.group(cls=_Group, epilog=EXIT_CODES)
+@click.group(cls=CommandGroup, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="tally-provider")
 def main() -> None:
     """Lend this machine: bid on orders, run them in a sandbox, be paid for each segment.

@@ -18,9 +18,10 @@ from typing import Any
 from chain.base.errors import TallyError, Unavailable
 from chain.runtime.files import write_atomically
 from chain.runtime.keystore import create_key
+from chain.runtime.processes import end_process
 from requester.client.texts import escape_line
 from requester.demo.report import Ending
-from requester.demo.supervisor import die_with_parent, end_process
+from requester.demo.supervisor import STOP_SECONDS, die_with_parent
 from requester.demo.world import World, run_command
 
 INTERRUPTED = 130
@@ -158,7 +159,7 @@ async def _buy(world: World, say: Any) -> dict[str, Any]:
             raise Unavailable(f"the job was not bought: {last.get('text', 'the buyer died')}", rule="demo.buyer")
         return last
     finally:
-        await end_process(process)
+        await end_process(process, STOP_SECONDS)
 
 
 def _show(news: dict[str, Any], say: Any) -> None:

@@ -9,7 +9,6 @@ itself is (Linux).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import signal
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chain.base.errors import Unavailable
+from chain.runtime.processes import end_process
 
 READY_SECONDS = 60.0
 """How long a part may take until it is ready; the first provider builds its runtime in that time."""
@@ -91,7 +91,7 @@ class Supervisor:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         for running in reversed(self.running.values()):
             if running.process is not None:
-                await end_process(running.process)
+                await end_process(running.process, STOP_SECONDS)
 
     async def _launch(self, running: Running) -> None:
         part = running.part
@@ -133,21 +133,6 @@ class Supervisor:
                 continue
             self.restarts.append(running.part.name)
             self._say(f"{line}; restarted")
-
-
-async def end_process(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, a while to shut down, then SIGKILL; returns when the process is gone."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 def die_with_parent() -> None:

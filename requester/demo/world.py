@@ -21,7 +21,8 @@ from chain.ledger.transactions import Transfer, sign_transaction
 from chain.rpc.client import ChainClient
 from chain.runtime.clock import SystemClock
 from chain.runtime.keystore import load_key, load_or_create_key
-from requester.demo.supervisor import Part, Supervisor, end_process
+from chain.runtime.processes import end_process
+from requester.demo.supervisor import STOP_SECONDS, Part, Supervisor
 
 TREASURY = 1_000_000
 """Credits in the demo's genesis."""
@@ -162,7 +163,7 @@ async def run_command(command: str, *arguments: str, home: Path | None = None) -
     try:
         out, err = await process.communicate()
     finally:
-        await end_process(process)
+        await end_process(process, STOP_SECONDS)
     if process.returncode != 0:
         words = (err or out).decode(errors="replace").strip()[-2000:]
         raise Unavailable(f"{command} {arguments[0]} failed (exit {process.returncode}): {words}", rule="demo.part")
