@@ -110,6 +110,8 @@ def _describe(one: Mismatch) -> str:
             return f"put the deadline at least {one.nearest} ms ahead"
         case Reason.LEVEL if one.nearest < len(Level):
             return f"ask for isolation {list(Level)[one.nearest]}"
+        case Reason.BUSY if one.nearest:
+            return f"put the deadline {-(-one.nearest // 1_000)} s later, or allow a longer auction"
         case Reason.BUSY:
             return "try again later or allow a longer auction, it is busy"
         case _:

@@ -1,9 +1,10 @@
 """The auction of one order as a machine: announced, collecting, opening, leased, ended (design.md section 4, R12).
 
-It closes when everybody known to match has answered, at the latest at the order's `closes`; awards; opens the lease; on
-a refusal for the winner's reason tries the next bid; then relays receipt and acceptance until the chain says that the
-lease is over. All it signs (acknowledgements, book, award, storage receipt) follows from stored events alone, so that
-a replay signs the same bytes and a restart can't equivocate.
+It closes when everybody known to match has answered, at the latest at the order's `closes`; while nobody has made a
+bid that could win and somebody declined for a reason that may pass, it waits for room until then. It awards; opens
+the lease; on a refusal for the winner's reason tries the next bid; then relays receipt and acceptance until the chain
+says that the lease is over. All it signs (acknowledgements, book, award, storage receipt) follows from stored events
+alone, so that a replay signs the same bytes and a restart can't equivocate.
 
 Not here: checks of what comes from outside (`admission`), the choice (`scoring`), the words for nobody
 (`explanation`).
@@ -62,7 +63,7 @@ from broker.protocol.api import (
     Unmatched,
 )
 from broker.protocol.jobs import JobSpec
-from broker.protocol.messages import Announcement, Book, Withdrawal
+from broker.protocol.messages import Announcement, Book, Reason, Withdrawal
 from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
 from chain.ledger.terms.agreement import Award, Bid, Order, compute_bid_id, compute_lease_id, compute_order_id
@@ -83,6 +84,9 @@ RETRY_MOST = 4_000
 
 MAX_DELIVERIES = 16
 """Receipts taken for one lease."""
+
+PASSING = frozenset({Reason.BUSY, Reason.BOND})
+"""Reasons that pass when another lease of the provider ends: it may bid after all before the auction closes."""
 
 ENDS = frozenset({"settled", "slashed", "unstarted", "returned", "expired", "cancelled", "void"})
 """States of a lease from which nothing follows (law.md)."""
@@ -118,6 +122,8 @@ class Auction:
         self._signed: Signed[Order]
         self._survey: Survey
         self._awaited: set[bytes] = set()
+        self._asked = False
+        self._gone: set[bytes] = set()
         self._collected: OpenBook
         self._book: Signed[Book]
         self._tried: set[bytes] = set()
@@ -190,6 +196,7 @@ class Auction:
         self.phase = Phase.COLLECTING
         matching = event.survey.matching
         self._awaited = set(matching) or {one.provider for one in event.survey.misfits}
+        self._asked = bool(self._awaited)
         return (self._announcement(), self._tell(Announced(now, len(matching), self.order.closes)))
 
     def _announcement(self, provider: bytes | None = None) -> Announce:
@@ -213,7 +220,10 @@ class Auction:
         return self._answer(decline.provider, now)
 
     def _lose(self, provider: bytes, now: int) -> Sequence[AuctionEffect]:
-        return self._answer(provider, now) if self.phase is Phase.COLLECTING else ()
+        if self.phase is not Phase.COLLECTING:
+            return ()
+        self._gone.add(provider)
+        return self._answer(provider, now)
 
     def _greet(self, provider: bytes) -> Sequence[AuctionEffect]:
         if self.phase is not Phase.COLLECTING or provider in self._collected.answered():
@@ -221,11 +231,21 @@ class Auction:
         return (self._announcement(provider),)
 
     def _answer(self, provider: bytes, now: int) -> Sequence[AuctionEffect]:
-        """Cross a provider off; the last one closes the auction. With nobody to wait for, the deadline closes it."""
-        if provider not in self._awaited:
-            return ()
+        """Cross a provider off; the last one closes the auction, unless only time can bring a bid. With nobody to wait
+        for, the deadline closes it.
+        """
         self._awaited.discard(provider)
-        return () if self._awaited else self._close(now)
+        if self._awaited or not self._asked or self._waits_for_room(now):
+            return ()
+        return self._close(now)
+
+    def _waits_for_room(self, now: int) -> bool:
+        """Whether no bid could win yet, and somebody who is still there may bid once another of its leases ends."""
+        bids, declines = self._collected.bids, self._collected.declines.values()
+        passing = {signed.body.provider for signed in declines if signed.body.reason in PASSING}
+        if passing <= self._gone | {bid.body.provider for bid in bids}:
+            return False
+        return choose(self.order, bids, self._house.commission, now) is None
 
     # Award and opening
 

@@ -148,11 +148,13 @@ class Desk:
         earliest = self.capacity.find_start(request.need, announcement.closes, request.duration, now)
         booking = self.capacity.reserve(request, now)
         if booking is None:
-            wait = max(0, self.capacity.find_start(request.need, request.ready, request.duration, now) - request.ready)
-            text = f"no room before the deadline; it would start {wait} ms later than the order can wait for"
-            return Refusal(Reason.BUSY, wait, text)
+            late = self.capacity.find_start(request.need, request.ready, request.duration, now) + request.duration
+            missing = max(0, late - request.due)
+            text = f"no room before the deadline; by present plans it would have to be {missing} ms later"
+            return Refusal(Reason.BUSY, missing, text)
         holders = () if announcement.broker in order.holders else (announcement.broker,)
-        bid = Bid(order_id, self._signer.key, price, 1, earliest, compute_bond(order), holders, valid_until, salt)
+        start = min(earliest, booking.start)
+        bid = Bid(order_id, self._signer.key, price, 1, start, compute_bond(order), holders, valid_until, salt)
         return BidMade(Promise(announcement, self._signer.sign(Tag.BID, self._chain_id, bid)), booking)
 
     def _find_bond_refusal(self, order: Order, price: int, funds: Funds, now: int) -> Refusal | None:

@@ -26,6 +26,8 @@ HINT = "the job goes on: `tally result {job}` waits for it, `tally cancel {job}`
 @click.option("--cap", metavar="CREDITS", help="The most the job may cost, commission included.")
 @click.option("--memory", metavar="SIZE", help="Memory of the job (default 512MiB).")
 @click.option("--wall", metavar="SPAN", help="Time the job may run (default 5min).")
+@click.option("--within", metavar="SPAN", help="The work is done so long after signing at the latest (default 1h).")
+@click.option("--auction", metavar="SPAN", help="How long to wait for bids if somebody is busy or silent (default 2s).")
 @click.option("--acceptance", metavar="SPAN", help="How long after delivery your silence accepts (default 10min).")
 @click.option("--cores", type=float, help="Cores of the job (default 1).")
 @click.option("--output", metavar="SIZE", help="Largest result (default 64MiB).")
@@ -54,6 +56,9 @@ def run(
 
     The script finds ARGUMENTS in `sys.argv` and leaves its result in the global `result`: plain values and NumPy
     arrays. Put `--` before arguments that begin with a dash.
+
+    A provider may let the job wait behind others as long as the deadline (--within) leaves time for its wall limit:
+    the sooner the deadline, the fewer can promise it.
     """
     given = _read_inputs(inputs)
     wanted, _ = split_wishes(None, {**wishes, "packages": packages or None})
@@ -119,7 +124,13 @@ def _print_quote(quote: Quote, *, as_json: bool) -> None:
         click.echo(show_quote(quote))
         return
     rows = [{name: getattr(row, name) for name in row.__struct_fields__} for row in quote.outcomes]
-    output.print_json(cap=quote.cap, limit=quote.limit, commission_bps=quote.commission_bps, outcomes=rows)
+    output.print_json(
+        cap=quote.cap,
+        limit=quote.limit,
+        commission_bps=quote.commission_bps,
+        deadline=quote.deadline,
+        outcomes=rows,
+    )
 
 
 def _read_inputs(inputs: tuple[str, ...]) -> dict[str, Any]:

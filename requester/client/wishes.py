@@ -31,13 +31,17 @@ MAX_SCRIPT_BYTES = 16 << 20
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and price of a job. `cap` in credits (text, int or float) or None to be told to name one; `memory` and
     `output` in bytes or as `512MiB`; `wall` in seconds or as `10min`, and so `acceptance`: how long after delivery your
-    silence accepts; `packages` are those the job imports.
+    silence accepts; `within`: how long after signing the work is done at the latest, which is the time it may wait
+    behind other jobs (None: an hour, for longer jobs twice the least they need); `auction`: how long after signing bids
+    are waited for at most, when somebody is silent or all are busy; `packages` are those the job imports.
     """
 
     cap: str | float | None = None
     memory: int | str = "512MiB"
     wall: float | str = 300
     acceptance: float | str = 600
+    within: float | str | None = None
+    auction: float | str = 2
     cores: float = 1
     output: int | str = "64MiB"
     packages: tuple[str, ...] = ("numpy",)
@@ -53,7 +57,12 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
         amount = f"{self.cap:.6f}" if isinstance(self.cap, float) else str(self.cap)
         windows = msgspec.structs.replace(DEFAULT_WINDOWS, acceptance=parse_span(self.acceptance))
         return Terms(
-            cap=parse_credits(amount), segment_wall=parse_span(self.wall), commission=commission, windows=windows
+            cap=parse_credits(amount),
+            segment_wall=parse_span(self.wall),
+            commission=commission,
+            windows=windows,
+            auction=parse_span(self.auction),
+            within=None if self.within is None else parse_span(self.within),
         )
 
 

@@ -21,6 +21,9 @@ AUCTION_MS = 2_000
 OPENING_MS = 60_000
 """Milliseconds after the close in which an award may open its lease: the longest a bid can be valid for it (R3 c)."""
 
+WITHIN_MS = 3_600_000
+"""Milliseconds from signing to the deadline where nothing else is wished: room to queue behind others' jobs."""
+
 MAX_COMMISSION = 200
 """Basis points of commission that are agreed to without asking."""
 
@@ -42,7 +45,8 @@ DEFAULT_WINDOWS = Windows(
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What a requester agrees to besides the work itself.
 
-    `cap` in micro-credits; `segment_wall` and `auction` in milliseconds; `commission` and `damages` in basis points.
+    `cap` in micro-credits; `segment_wall`, `auction` and `within` in milliseconds; `commission` and `damages` in basis
+    points. `within` is from signing to the deadline; None is `WITHIN_MS`, for longer work twice the least it needs.
     """
 
     cap: int
@@ -52,6 +56,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     damages: int = DAMAGES
     auction: int = AUCTION_MS
     windows: Windows = DEFAULT_WINDOWS
+    within: int | None = None
 
 
 class Parties(msgspec.Struct, frozen=True):
@@ -100,15 +105,37 @@ def compute_limit(cap: int, segments: int, commission: int) -> int:
     return limit
 
 
+def compute_least_within(terms: Terms) -> int:
+    """Milliseconds from signing to the soonest deadline that works: auction, opening in its last moment, start window
+    and every segment on one lane (R3 c, d).
+    """
+    work = terms.windows.start + terms.segments * terms.segment_wall
+    return checked(terms.auction + OPENING_MS + work, "time for the work")
+
+
+def _find_within(terms: Terms) -> int:
+    least = compute_least_within(terms)
+    if terms.within is None:
+        return max(WITHIN_MS, 2 * least)
+    if terms.within < least:
+        seconds = -(-least // 1_000)
+        message = (
+            f"{terms.within / 1_000:g} s until the deadline are too few for a wall limit of "
+            f"{terms.segment_wall / 1_000:g} s; the least is --within {seconds}s"
+        )
+        raise Refused(message, rule="order.within")
+    return terms.within
+
+
 def make_order(spec: JobSpec, terms: Terms, parties: Parties, *, now: int, salt: bytes) -> Order:
     """The order for `spec`, to be signed at Instant `now`; `salt` is 16 random bytes.
 
-    The deadline leaves room for the auction, for opening, for the start window and for every segment on one lane
-    (R3 d); the expiry lies one acceptance window behind it. Panel size is 0: no disputes, silence accepts (R8, R10).
+    The deadline follows from `terms.within`; the expiry lies one acceptance window behind it. Panel size is 0: no
+    disputes, silence accepts (R8, R10). Raises `Refused` under `order.within` for a deadline that leaves too little
+    time.
     """
     closes = checked(now + terms.auction, "close of the auction")
-    work = checked(terms.windows.start + terms.segments * terms.segment_wall, "time for the work")
-    deadline = checked(closes + OPENING_MS + work, "deadline")
+    deadline = checked(now + _find_within(terms), "deadline")
     return Order(
         requester=parties.requester,
         auctioneer=parties.auctioneer,

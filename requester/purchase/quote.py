@@ -6,6 +6,8 @@ outside the cap and paid by whoever submits (R13).
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from chain.base.units import checked, compute_share, format_credits
@@ -16,6 +18,9 @@ UNSTARTED_SHARE = 100
 
 CANCEL_SHARE = 1_000
 """Basis points of the lease price that bound the cancelling fee in the start window (row 6)."""
+
+FAR = 32_503_680_000_000
+"""The year 3000: Instants from there on are not shown as dates."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -34,12 +39,15 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Quote(msgspec.Struct, frozen=True):
-    """What signing an order means: the most it can cost, the highest price it takes, and each outcome at that price."""
+    """What signing an order means: the most it can cost, the highest price it takes, the Instant by which the work must
+    be done, and each outcome at that price.
+    """
 
     cap: int
     limit: int
     segments: int
     commission_bps: int
+    deadline: int
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -67,7 +75,7 @@ def compute_quote(order: Order, price: int | None = None) -> Quote:
         _free("returned", "the provider gives up before a segment is done", damages),
         _free("expired", "the provider misses the deadline", damages),
     )
-    return Quote(order.cap, order.limit, order.segments, order.commission, outcomes)
+    return Quote(order.cap, order.limit, order.segments, order.commission, order.deadline, outcomes)
 
 
 def _paid(name: str, when: str, provider: int, commission: int) -> Outcome:
@@ -83,11 +91,18 @@ def _span(milliseconds: int) -> str:
     return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
 
 
+def _show_instant(instant: int) -> str:
+    if instant >= FAR:
+        return "the year 3000 or later"
+    return datetime.fromtimestamp(instant / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def show_quote(quote: Quote) -> str:
     """The quote as lines of text for people, amounts in credits."""
     head = [
         f"You pay at most {format_credits(quote.cap)} credits, {quote.commission_bps / 100:g} % commission included.",
         f"Bids up to {format_credits(quote.limit)} credits per segment are taken, for {quote.segments} segment(s).",
+        f"The work must be done by {_show_instant(quote.deadline)}; until then it may wait behind other jobs.",
         "The lowest bid wins. At the highest price it takes, this is who gets what:",
         "",
     ]

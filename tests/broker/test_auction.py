@@ -58,7 +58,7 @@ from broker.protocol.api import (
     Opened,
     Unmatched,
 )
-from broker.protocol.messages import Reason
+from broker.protocol.messages import Book, Reason
 from chain.base.codec import encode
 from chain.base.hashing import Tag
 from chain.base.keys import verify
@@ -227,7 +227,63 @@ def test_who_comes_later_hears_the_announcement_too() -> None:
 def test_with_nobody_that_matches_it_waits_for_those_who_say_why() -> None:
     misfit = Misfit(PROVIDERS[4].key, (Mismatch(Reason.MEMORY, 2, 1, "x"),))
     play = Play(survey=Survey((), (misfit,)))
-    assert PublishBook in kinds(play.decline(4))
+    assert PublishBook in kinds(play.decline(4, Reason.MEMORY))
+
+
+DEAR = ORDER.limit + 1
+Answer = tuple[str, int, Any]
+WAITS: list[tuple[str, list[Answer], bool]] = [
+    # what, answers in turn (who, and the price or reason), whether the auction is still open behind the last
+    ("all busy", [("decline", 0, Reason.BUSY), ("decline", 1, Reason.BUSY)], True),
+    ("no bond free", [("decline", 0, Reason.BOND), ("decline", 1, Reason.BOND)], True),
+    ("one busy, one too dear", [("decline", 0, Reason.BUSY), ("decline", 1, Reason.PRICE)], True),
+    ("one too dear, one busy", [("decline", 0, Reason.PRICE), ("decline", 1, Reason.BUSY)], True),
+    ("none for a passing reason", [("decline", 0, Reason.PRICE), ("decline", 1, Reason.MEMORY)], False),
+    ("a bid beside a busy one", [("decline", 0, Reason.BUSY), ("bid", 1, 1)], False),
+    ("a busy one behind a bid", [("bid", 1, 1), ("decline", 0, Reason.BUSY)], False),
+    ("a bid above the limit", [("decline", 0, Reason.BUSY), ("bid", 1, DEAR)], True),
+    ("busy again after its bid", [("bid", 0, DEAR), ("decline", 0, Reason.BUSY), ("decline", 1, Reason.PRICE)], False),
+    ("the busy one left", [("decline", 0, Reason.BUSY), ("decline", 1, Reason.PRICE), ("left", 0, 0)], False),
+    ("one of two busy ones left", [("decline", 0, Reason.BUSY), ("decline", 1, Reason.BUSY), ("left", 0, 0)], True),
+    ("room is made", [("decline", 0, Reason.BUSY), ("decline", 1, Reason.BUSY), ("bid", 1, 1)], False),
+    ("a stranger bids", [("decline", 0, Reason.BUSY), ("decline", 1, Reason.BUSY), ("bid", 5, 1)], False),
+    (
+        "the only hope is too dear",
+        [("decline", 0, Reason.BUSY), ("decline", 1, Reason.PRICE), ("bid", 0, DEAR)],
+        False,
+    ),
+    ("somebody is awaited", [("decline", 0, Reason.BUSY), ("bid", 5, 1)], True),
+    ("its first reason counts", [("decline", 0, Reason.PRICE), ("decline", 0, Reason.BUSY), ("left", 1, 0)], False),
+]
+
+
+@pytest.mark.parametrize(("answers", "is_open"), [row[1:] for row in WAITS], ids=[row[0] for row in WAITS])
+def test_while_only_time_can_bring_a_bid_it_stays_open(answers: list[Answer], is_open: bool) -> None:
+    play = Play()
+    for what, number, detail in answers:
+        assert play.auction.phase is Phase.COLLECTING
+        match what:
+            case "bid":
+                play.bid(number, detail)
+            case "decline":
+                play.decline(number, detail)
+            case _:
+                play.tell(ProviderLeft(PROVIDERS[number].key))
+    assert (play.auction.phase is Phase.COLLECTING) is is_open
+    again = play.replay()
+    assert (again.phase, again.wake_at()) == (play.auction.phase, play.auction.wake_at())
+    if is_open:
+        assert play.wake(ORDER.closes - play.now - 1) == []
+        assert PublishBook in kinds(play.wake(1))
+
+
+def test_room_made_in_time_is_leased_and_else_the_order_is_unmatched() -> None:
+    late, played = Play(), Play()
+    for play in (late, played):
+        play.decline(0)
+        play.decline(1)
+    assert SubmitOpen in kinds(played.bid(1))
+    assert kinds(late.wake(ORDER.closes - NOW)) == [PublishBook, Closed, Unmatched, Withdraw, Ended, Finish]
 
 
 def test_with_nobody_at_all_it_waits_for_the_deadline() -> None:
@@ -499,7 +555,8 @@ def make_event(play: Play, kind: str, number: int, price: int) -> AuctionEvent |
         case "bid":
             return BidArrived(make_bid(play.order, signer, price=price), price % 7 != 0)
         case "decline":
-            return DeclineArrived(make_decline(play.order, signer, Reason.PRICE, price))
+            reasons = (Reason.PRICE, Reason.BUSY, Reason.BOND, Reason.MEMORY)
+            return DeclineArrived(make_decline(play.order, signer, reasons[price % 4], price))
         case "left":
             return ProviderLeft(signer.key)
         case "final":
@@ -525,6 +582,15 @@ def make_paper(play: Play, kind: str, finished: int) -> AuctionEvent | None:
     return AcceptanceArrived(make_acceptance(play.delivery(finished=finished)))
 
 
+def check_patience(play: Play, book: Book) -> None:
+    """An auction that closed early had a bid that could win, or nobody who could still make one."""
+    left = {event.provider for event, _ in play.told if isinstance(event, ProviderLeft)}
+    bidders = {bid.body.provider for bid in book.bids}
+    passing = {one.body.provider for one in book.declines if one.body.reason in (Reason.BUSY, Reason.BOND)}
+    can_win = any(bid.body.price <= play.order.limit for bid in book.bids)
+    assert book.closed >= play.order.closes or can_win or not passing - bidders - left
+
+
 def check_documents(play: Play) -> None:
     """What a requester sees is one of the few stories there are."""
     news = play.auction.news
@@ -540,6 +606,7 @@ def check_documents(play: Play) -> None:
         return
     book = check_book(CHAIN, BROKER.key, closed.book)
     assert book.closed <= play.order.closes or play.now >= play.order.closes
+    check_patience(play, book)
     prices = {bid.body.provider: bid.body.price for bid in book.bids}
     for one in news:
         if isinstance(one, Awarded):

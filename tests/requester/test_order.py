@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -10,7 +11,15 @@ from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
 from chain.base.errors import Refused
 from chain.base.units import MAX_INT
 from chain.ledger.terms.agreement import AwardRule
-from requester.purchase.order import Parties, Terms, compute_cost, compute_limit, make_order, make_resources
+from requester.purchase.order import (
+    Parties,
+    Terms,
+    compute_cost,
+    compute_least_within,
+    compute_limit,
+    make_order,
+    make_resources,
+)
 from requester.purchase.quote import compute_quote, show_quote
 from tests.requester.world import BROKER, CHAIN, INPUT, NOW, REQUESTER, World, make_spec
 
@@ -71,14 +80,48 @@ def test_an_order_says_what_was_asked_for() -> None:
     assert order.start == INPUT
     assert (order.rule, order.panel, order.replicas, order.comparator) == (AwardRule.LOWEST, 0, 1, "exact")
     assert order.closes == NOW + 2_000
+    assert order.deadline == NOW + 3_600_000
     assert order.expiry == order.deadline + 600_000
 
 
-@given(segments=st.integers(1, 1_000), wall=st.integers(1, 10**7))
-def test_the_deadline_leaves_room_for_the_last_moment_of_opening(segments: int, wall: int) -> None:
-    """R3 (d), for a lease that opens 60 s after the close on one lane."""
-    terms = Terms(cap=10**12, segment_wall=wall, segments=segments)
+TIMES: list[tuple[str, int, int | None, int | None]] = [
+    # what, wall limit, within, milliseconds from signing to the deadline (None: refused)
+    ("an hour by default", 300_000, None, 3_600_000),
+    ("the longest job that an hour is twice enough for", 1_708_000, None, 3_600_000),
+    ("a longer job", 1_708_001, None, 3_600_002),
+    ("the least", 300_000, 392_000, 392_000),
+    ("a moment less", 300_000, 391_999, None),
+    ("none at all", 300_000, 0, None),
+    ("a day", 300_000, 86_400_000, 86_400_000),
+]
+
+
+@pytest.mark.parametrize(("wall", "within", "span"), [row[1:] for row in TIMES], ids=[row[0] for row in TIMES])
+def test_the_deadline_is_as_wished_or_the_wish_is_refused(wall: int, within: int | None, span: int | None) -> None:
+    terms = Terms(cap=10**6, segment_wall=wall, within=within)
+    assert compute_least_within(terms) == 2_000 + 60_000 + 30_000 + wall
     parties = Parties(CHAIN, REQUESTER.key, BROKER.key)
+    if span is None:
+        with pytest.raises(Refused, match="--within 392s") as refused:
+            make_order(make_spec(), terms, parties, now=NOW, salt=bytes(16))
+        assert refused.value.rule == "order.within"
+        return
+    order = make_order(make_spec(), terms, parties, now=NOW, salt=bytes(16))
+    assert (order.deadline, order.expiry) == (NOW + span, NOW + span + 600_000)
+
+
+def test_a_deadline_beyond_all_calendars_is_shown() -> None:
+    quote = compute_quote(World().order.body)
+    assert "by the year 3000 or later;" in show_quote(msgspec.structs.replace(quote, deadline=MAX_INT))
+
+
+@given(segments=st.integers(1, 1_000), wall=st.integers(1, 10**7), within=st.none() | st.integers(0, 10**10))
+def test_the_deadline_leaves_room_for_the_last_moment_of_opening(segments: int, wall: int, within: int | None) -> None:
+    """R3 (d), for a lease that opens 60 s after the close on one lane."""
+    terms = Terms(cap=10**12, segment_wall=wall, segments=segments, within=within)
+    parties = Parties(CHAIN, REQUESTER.key, BROKER.key)
+    if within is not None and within < compute_least_within(terms):
+        terms = msgspec.structs.replace(terms, within=compute_least_within(terms))
     order = make_order(make_spec(), terms, parties, now=NOW, salt=bytes(16))
     assert order.deadline - (order.closes + 60_000) >= order.windows.start + segments * wall
 
@@ -92,6 +135,7 @@ def test_cpu_time_follows_wall_time_and_cores() -> None:
 GOLDEN = """\
 You pay at most 2 credits, 2 % commission included.
 Bids up to 1.960785 credits per segment are taken, for 1 segment(s).
+The work must be done by 2027-01-15 09:00:00 UTC; until then it may wait behind other jobs.
 The lowest bid wins. At the highest price it takes, this is who gets what:
 
 outcome          you pay   provider  commission  burned    you receive  when

@@ -18,6 +18,7 @@ from chain.base.errors import Refused
 from chain.base.hashing import compute_digest
 from requester.client.market import split_wishes
 from requester.client.wishes import Wishes, get_python, make_spec, pack_function, pack_script
+from requester.purchase.order import AUCTION_MS
 
 FACTOR = 3
 ELSEWHERE = "import sys, pickle; print(pickle.loads(sys.stdin.buffer.read())(14))"
@@ -121,6 +122,14 @@ def test_wishes_outside_what_a_spec_can_say(wishes: dict[str, Any], rule: str) -
 @pytest.mark.parametrize(("cap", "micro"), [("2", 2_000_000), (2, 2_000_000), (0.25, 250_000), ("0.000001", 1)])
 def test_caps_in_credits(cap: Any, micro: int) -> None:
     assert Wishes(cap=cap).make_terms(200).cap == micro
+
+
+def test_spans_become_terms() -> None:
+    terms = Wishes(cap=1, wall="1min", acceptance=3, within="2h", auction="5s").make_terms(0)
+    assert (terms.segment_wall, terms.windows.acceptance) == (60_000, 3_000)
+    assert (terms.within, terms.auction) == (7_200_000, 5_000)
+    plain = Wishes(cap=1).make_terms(0)
+    assert (plain.within, plain.auction) == (None, AUCTION_MS)
 
 
 def test_wishes_are_told_from_arguments_by_name() -> None:
