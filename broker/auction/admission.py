@@ -16,6 +16,7 @@ from chain.base.errors import Refused
 from chain.base.hashing import Digest, Tag, compute_digest
 from chain.base.keys import Key, Signed, check_key, verify
 from chain.base.units import Amount, Bps, Millis
+from chain.ledger.rules.opening import check_order
 from chain.ledger.terms.agreement import Award, Bid, Order
 from chain.ledger.terms.work import (
     Acceptance,
@@ -61,7 +62,8 @@ def check_submission(house: House, submission: Submission, means: Means, now: in
         raise Refused("runtime or kind of the job spec are not those of the order", rule="order.job")
     if order.weights and len(order.weights) != order.segments:
         raise Refused("weights are one per segment, or none", rule="order.weights")
-    # 2. What this release can do.
+    # 2. What this release can do, and what the chain would open at all: nobody bids in vain, no sum leaves its range.
+    check_order(order)
     if order.replicas != 1:
         raise Refused("only one replica per order is done so far", rule="order.replicas")
     # 3. Time: the auction is open, and an end follows its close.

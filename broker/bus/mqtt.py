@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 import time
 from collections import deque
@@ -78,7 +79,8 @@ class MqttBus:
             raise Refused(f"{url!r} is no MQTT address; it looks like mqtt://127.0.0.1:1883", rule="bus.url")
         self._parts = parts
         self.url = f"{parts.scheme}://{parts.hostname}:{parts.port or 1883}"
-        self._client_id = client_id
+        # A second client of the same name ends the session of the first (threats.md row 31): nobody may guess it.
+        self._client_id = f"{client_id}-{secrets.token_hex(8)}"
         self._will = will
         self._topics: list[str] = []
         self._retained: dict[str, _Outgoing] = {}

@@ -140,6 +140,8 @@ class Desk:
         self._check_load(account)
         await self._check_funds()
         balance = await parts.ledger.get_balance(account)
+        if balance == 0:
+            raise Refused("only an account with a balance places orders; get some credits first", rule="order.account")
         means = Means(balance, self._compute_promised(account))
         check_submission(parts.house, submission, means, parts.clock.now())
         wanted = _list_inputs(submission.spec)
