@@ -99,6 +99,13 @@ def test_a_dry_run_shows_who_gets_what_and_signs_nothing(fake: FakeMarket, capsy
     assert "silence accepts" in said.out
     rows = Said(capsys, "run", "job.py", "--cap", "2", "--dry-run", "--json").json["outcomes"]
     assert max(row["paid"] for row in rows) == 2 * MICRO
+    deadlines = [
+        Said(capsys, "run", "job.py", "--cap", "2", "--dry-run", "--json", *flags).json["deadline"]
+        for flags in ([], ["--within", "3h"])
+    ]
+    assert deadlines[1] - deadlines[0] >= 7_200_000
+    short = Said(capsys, "run", "job.py", "--cap", "2", "--wall", "1min", "--within", "1min")
+    assert short.code != 0 and "the least is --within 152s" in short.err
     assert fake.submitted == []
     assert Said(capsys, "jobs").out.startswith("no jobs yet")
 

@@ -9,17 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.auction.scoring import BID_GRACE, find_fault
 from broker.protocol.jobs import Level, Runtime
 from broker.protocol.messages import Announcement, Decline, Offer, Reason
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import verify
-from chain.base.units import BPS
+from chain.base.units import BPS, parse_credits
 from chain.ledger.terms.agreement import AwardRule, Bid, Kind, compute_order_id
 from provider.bidding.capacity import Pool
 from provider.bidding.desk import DELIVER_MS, LEARN_MS, OVERHEAD_MS, VALID_MS, BidMade, Declined, Desk, Funds, Rates
 from provider.bidding.policy import Policy, compute_bond
 from provider.bidding.pricing import Prices, compute_price
+from provider.daemon.settings import ProviderSettings
+from requester.client.wishes import Wishes
+from requester.purchase.order import Parties, make_resources
+from requester.purchase.order import make_order as make_wished
 from tests.provider.scene import (
     BROKER,
     CHAIN,
@@ -157,7 +162,60 @@ def test_twenty_orders_at_once_on_two_slots_all_get_a_bid_if_their_deadlines_all
     bids = [bid_on(desk, announcement) for announcement in announcements[:20]]
     assert bids[0].earliest == bids[1].earliest < bids[2].earliest <= bids[19].earliest
     decline = decline_of(desk, announcements[20])
-    assert decline.reason is Reason.BUSY and decline.nearest > 0
+    assert decline.reason is Reason.BUSY
+    later = make_order("order 20", deadline=deadline + decline.nearest)
+    bid_on(desk, announce(later))
+    assert decline_of(desk, announce(make_order("order 21", deadline=deadline + decline.nearest - 1))).nearest > 0
+
+
+def test_twenty_default_orders_fit_a_default_provider_of_two_slots() -> None:
+    """R3 d and e, R14: time, bond and leverage hold for all of them until the last moment of opening."""
+    settings = ProviderSettings(slots=2, cores=2, memory_mib=2_048)
+    desk = Desk(PROVIDER, CHAIN, Rates(settings.prices, settings.policy, settings.pool))
+    bond = parse_credits(settings.bond)
+    wishes = Wishes(cap=1)
+    spec = make_spec(resources=msgspec.structs.asdict(make_resources(512 * MIB, 300_000)))
+    terms, parties = wishes.make_terms(200), Parties(CHAIN, REQUESTER.key, BROKER.key)
+    orders = [make_wished(spec, terms, parties, now=NOW, salt=bytes([n]) * 16) for n in range(20)]
+    bids = [bid_on(desk, announce(order, spec), funds=Funds(bond, 0, 0)) for order in orders]
+    assert sum(bid.price for bid in bids) <= bond
+    for order, bid in zip(orders, bids, strict=True):
+        assert order.closes < bid.valid_until <= order.closes + BID_GRACE
+        assert find_fault(order, bid, 200, bid.valid_until) == ""
+        booking = desk.capacity.get(bid.order)
+        assert booking is not None
+        assert bid.earliest <= booking.start >= bid.valid_until
+        assert booking.start + order.segment_wall + OVERHEAD_MS + DELIVER_MS <= order.deadline
+
+
+def test_an_urgent_order_goes_before_those_that_can_wait_and_promises_no_later_start() -> None:
+    desk = make_desk(pool=Pool(1, 4096 * MIB, 2_000))
+    patient = [make_order(f"patient {n}", deadline=NOW + 600_000) for n in range(5)]
+    for order in patient:
+        bid_on(desk, announce(order))
+    urgent = make_order("urgent", **TIGHT)
+    bid = bid_on(desk, announce(urgent))
+    booking = desk.capacity.get(compute_order_id(CHAIN, urgent))
+    assert booking is not None
+    assert bid.earliest <= booking.start and booking.end <= booking.due
+    bookings = [desk.capacity.get(compute_order_id(CHAIN, order)) for order in patient]
+    assert all(one is not None and booking.end <= one.start and one.end <= one.due for one in bookings)
+
+
+SPANS = st.lists(st.integers(35_000, 200_000), min_size=1, max_size=12)
+
+
+@given(SPANS, st.integers(1, 3))
+def test_what_a_busy_provider_names_as_nearest_deadline_gets_its_bid(spans: list[int], slots: int) -> None:
+    desk = make_desk(pool=Pool(slots, 4096 * MIB, 4_000))
+    windows = msgspec.structs.replace(WINDOWS, start=10_000)
+    for number, span in enumerate(spans):
+        order = make_order(f"order {number}", deadline=NOW + span, windows=windows)
+        made = desk.answer(announce(order), OFFER, RICH, NOW, SALT)
+        if isinstance(made, Declined) and made.decline.body.reason is Reason.BUSY:
+            nearest = made.decline.body.nearest
+            assert nearest > 0
+            bid_on(desk, announce(msgspec.structs.replace(order, deadline=order.deadline + nearest)))
 
 
 def test_bids_that_lost_or_ran_out_give_room_and_bond_back() -> None:
