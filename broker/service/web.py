@@ -24,6 +24,7 @@ from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.base.keys import BadKey, BadSignature
 from chain.runtime.clock import Clock
 from chain.runtime.gate import Gate
+from chain.runtime.http import HttpServer
 from chain.runtime.logs import get_logger
 
 BODY_SECONDS = 10.0
@@ -34,9 +35,6 @@ BLOB_SECONDS = 10.0
 
 BLOB_BYTES_PER_SECOND = 256 << 10
 """… and this many bytes give it another second."""
-
-CLOSE_SECONDS = 1.0
-"""How long open requests may take to end when the server closes."""
 
 CHUNK = 1 << 18
 
@@ -73,55 +71,26 @@ class WebServer:
     """Serves routes at one address."""
 
     def __init__(self, routes: Iterable[web.AbstractRouteDef], clock: Clock) -> None:
-        self.gate: Gate
         self._routes = routes
         self._clock = clock
         self._checker = RequestChecker()
-        self._runner: web.AppRunner | None = None
-        self._server: asyncio.Server | None = None
+        self._http = HttpServer("broker")
         self._log = get_logger("http")
+
+    @property
+    def gate(self) -> Gate:
+        """What stands before it, once it listens."""
+        return self._http.gate
 
     async def start(self, host: str, port: int) -> str:
         """Listen (port 0: any free one) and return the URL; raises `Unavailable` (`broker.listen`)."""
-        app = web.Application(middlewares=[self._guard, self._explain, self._authenticate], client_max_size=CHUNK)
+        app = web.Application(middlewares=[self._explain, self._authenticate], client_max_size=CHUNK)
         app.add_routes(self._routes)
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            handler_cancellation=True,
-            shutdown_timeout=CLOSE_SECONDS,
-            auto_decompress=False,
-            lingering_time=1.0,
-        )
-        await self._runner.setup()
-        factory = self._runner.server
-        if factory is None:
-            raise Fault("the HTTP server did not start", rule="broker.listen")
-        self.gate = Gate(factory)
-        try:
-            self._server = await asyncio.get_running_loop().create_server(self.gate, host, port, backlog=512)
-        except OSError as error:
-            await self._runner.cleanup()
-            why = f"cannot listen at {host}:{port} ({error.strerror}); name another port with --listen"
-            raise Unavailable(why, rule="broker.listen") from error
-        address = self._server.sockets[0].getsockname()
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"http://{shown}:{address[1]}"
+        return await self._http.start(app, host, port, auto_decompress=False, lingering_time=1.0)
 
     async def close(self) -> None:
         """Stop listening, let open requests end for a moment, drop the rest."""
-        if self._server is not None:
-            self._server.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self.gate.enter(request.transport)
-        try:
-            return await handler(request)
-        finally:
-            self.gate.leave(request.transport)
+        await self._http.close()
 
     @web.middleware
     async def _explain(self, request: web.Request, handler: Handler) -> web.StreamResponse:

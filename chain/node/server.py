@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from chain.base.errors import Unavailable
 from chain.node.jsonrpc import Dispatcher
 from chain.runtime.gate import Gate
+from chain.runtime.http import HttpServer
 
 __all__ = ["BODY_SECONDS", "MAX_BODY", "RpcServer"]
 
@@ -19,57 +18,28 @@ MAX_BODY = 8 << 20
 BODY_SECONDS = 10.0
 """How long a request's body may take, from its first byte to its last."""
 
-CLOSE_SECONDS = 2.0
-"""How long open calls may take to end when the server closes."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 class RpcServer:
     """Serves a dispatcher over HTTP at one address."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._runner: web.AppRunner | None = None
-        self._server: asyncio.Server | None = None
-        self.gate: Gate | None = None
+        self._http = HttpServer("node")
+
+    @property
+    def gate(self) -> Gate:
+        """What stands before it, once it listens."""
+        return self._http.gate
 
     async def start(self, host: str, port: int) -> str:
         """Listen (port 0: any free one) and return the URL. Raises `Unavailable` under `node.listen`."""
-        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
+        app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post("/", self._serve)
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=CLOSE_SECONDS)
-        await self._runner.setup()
-        factory = self._runner.server
-        if factory is None:
-            raise Unavailable("the HTTP server did not start", rule="node.listen")
-        self.gate = Gate(factory)
-        try:
-            self._server = await asyncio.get_running_loop().create_server(self.gate, host, port, backlog=512)
-        except OSError as error:
-            await self._runner.cleanup()
-            message = f"cannot listen at {host}:{port} ({error.strerror}); name another port with --listen"
-            raise Unavailable(message, rule="node.listen") from error
-        address = self._server.sockets[0].getsockname()
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"http://{shown}:{address[1]}"
+        return await self._http.start(app, host, port)
 
     async def close(self) -> None:
         """Stop listening, let open calls end for a moment, drop the rest."""
-        if self._server is not None:
-            self._server.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self.gate is None:
-            raise web.HTTPServiceUnavailable
-        self.gate.enter(request.transport)
-        try:
-            return await handler(request)
-        finally:
-            self.gate.leave(request.transport)
+        await self._http.close()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "application/json":

@@ -1,4 +1,4 @@
-"""How a command of ours turns its errors into a line and an exit code (all but `tally`, which has codes for jobs too)."""
+"""How a command of ours turns its errors into a line and an exit code (`tally` has its own, with codes for jobs)."""
 
 from __future__ import annotations
 
