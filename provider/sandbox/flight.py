@@ -366,6 +366,8 @@ class Flight:
             return judge(wire.EXITED, 0, evidence)
         if evidence.oom_kills or code > 128:  # bubblewrap tells process 1's signal as 128 + its number
             return judge(wire.SIGNALED, code - 128, evidence)
+        if code == 0:  # process 1 leaves so only when it has said its last word: the job saw to it that nobody heard it
+            return Cause.OUTPUT, "the job meddled with the result stream"
         return Cause.HOST, f"the harness ended with exit status {code} and said nothing"
 
     def _make_ended(self) -> Ended:

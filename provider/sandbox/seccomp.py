@@ -36,6 +36,8 @@ _CLONE_NEW: Final = 0x7E020000
 _IOCTLS: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: what Python asks of files and pipes. Not TIOCSTI."""
 _PERSONALITIES: Final = (0, 0xFFFFFFFF)
+_ONESELF: Final = 0
+"""Process 0 is the caller. The limits of another, such as process 1, would be a way to end it in the host's name."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -62,6 +64,7 @@ GUARDED: Final[dict[str, dict[str, Rule]]] = {
     "namespaces": {"clone": Rule(0, (_CLONE_NEW,), EPERM, ALLOW, bits=True)},
     "terminal": {"ioctl": Rule(1, _IOCTLS, ALLOW, EPERM)},
     "personality": {"personality": Rule(0, _PERSONALITIES, ALLOW, EPERM)},
+    "limits": {"prlimit64": Rule(0, (_ONESELF,), ALLOW, EPERM)},
 }
 """Rules about arguments, by the guard they belong to."""
 

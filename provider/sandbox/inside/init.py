@@ -34,7 +34,11 @@ def main() -> None:
     pid = os.fork()
     if pid == 0:
         runner.run(task, sink, alone=alone)
-    wire.send(sink, wire.CLOSED, wire.CLOSING.pack(*wire_status(_wait_for(pid))))
+    ended = _wait_for(pid)
+    try:
+        wire.send(sink, wire.CLOSED, wire.CLOSING.pack(*wire_status(ended)))
+    except OSError:
+        pass  # the job, whose loading shares this stream, made it non-blocking and full: our leaving says as much
     os._exit(0)
 
 
