@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from broker.auction.events import BidArrived, DeclineArrived, ProviderCame, ProviderLeft
+from broker.auction.machine import Phase
 from broker.protocol import topics
 from broker.protocol.api import Advanced
 from broker.protocol.messages import Decline, Offer, Progress, read_from_provider
@@ -71,11 +72,13 @@ class Listener:
             case Offer():
                 known = self._parts.directory.is_refresh(signed.body)
                 self._parts.directory.take(signed.body, self._parts.clock.now())
-                self._learn(self._introduce(signed.body.provider, known))
+                asked = self._learn(self._introduce(signed.body.provider, known))
+                if not asked and not self._parts.ledger.knows_provider(signed.body.provider):
+                    self._parts.directory.drop(signed.body.provider)  # a provider says it again
             case Bid():
                 self._take_bid(signed)
             case Decline():
-                self._desk.post(signed.body.order, DeclineArrived(signed))
+                self._take_decline(signed)
             case Progress():
                 self._take_progress(signed.body)
             case _:
@@ -87,13 +90,31 @@ class Listener:
         for job in self._desk.collecting():
             self._desk.post(job.order_id, ProviderLeft(provider))
 
+    def _is_open(self, order_id: bytes) -> bool:
+        """Whether an answer to this order still counts: what does not is dropped before it is stored."""
+        job = self._desk.get_live(order_id)
+        return job is not None and job.auction.phase is Phase.COLLECTING
+
     def _take_bid(self, signed: Signed[Bid]) -> None:
-        if self._desk.get_live(signed.body.order) is None:
+        if not self._is_open(signed.body.order):
             return
         if self._parts.ledger.knows_provider(signed.body.provider):
             self._desk.post(signed.body.order, BidArrived(signed, True))
         else:
             self._learn(self._vouch(signed))
+
+    def _take_decline(self, signed: Signed[Decline]) -> None:
+        """Only a provider's: a decline tells a requester what the market would take, and keeps an auction open."""
+        if not self._is_open(signed.body.order):
+            return
+        if self._parts.ledger.knows_provider(signed.body.provider):
+            self._desk.post(signed.body.order, DeclineArrived(signed))
+        else:
+            self._learn(self._vouch_decline(signed))
+
+    async def _vouch_decline(self, signed: Signed[Decline]) -> None:
+        if await self._parts.ledger.is_provider(signed.body.provider):
+            self._desk.post(signed.body.order, DeclineArrived(signed))
 
     async def _vouch(self, signed: Signed[Bid]) -> None:
         registered = await self._parts.ledger.is_provider(signed.body.provider)
@@ -118,13 +139,15 @@ class Listener:
             for job in self._desk.collecting():
                 self._desk.post(job.order_id, ProviderCame(provider))
 
-    def _learn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _learn(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether there is room for one more question."""
         if len(self._learning) >= MAX_LEARNING:
             work.close()
-            return
+            return False
         task = asyncio.create_task(self._guard(work))
         self._learning.add(task)
         task.add_done_callback(self._learning.discard)
+        return True
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -1,0 +1,76 @@
+"""What anybody can say on the bus must neither fill the broker's journal nor its directory, nor stand in a book."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from broker.protocol.api import Closed, Opened, Unmatched
+from broker.protocol.messages import Announcement, Reason
+from broker.service.listener import MAX_LEARNING
+from chain.base.keys import Signer
+from chain.runtime.clock import SystemClock
+from tests.broker.market import Market, Seller, eventually, follow, open_market
+from tests.broker.world import PROVIDERS, make_bid, make_decline, make_offer, make_order, make_submission, say
+
+STRANGERS = [Signer(bytes([0x80 + number]) * 32) for number in range(4)]
+
+
+def count_events(market: Market) -> int:
+    journal = market.node.parts.journal
+    return sum(len(journal.load(name)) for name in journal.names())
+
+
+async def test_declines_of_strangers_are_no_offers_of_the_market(tmp_path: Path) -> None:
+    """Else a key that costs nothing tells a requester that somebody would have worked for next to nothing."""
+    async with open_market(tmp_path) as market:
+        seller = await market.add_seller()
+        order = make_order(SystemClock().now())
+        order_id = await market.client().submit(make_submission(order=order))
+        await seller.hear(Announcement)
+        for stranger in STRANGERS:
+            await seller.say(make_decline(order, stranger, Reason.PRICE, 1, "cheap"))
+        await seller.say(make_decline(order, PROVIDERS[0], Reason.PRICE, 5_000_000, "dear"))
+        news = await follow(market.client(), order_id, Unmatched)
+        [unmatched] = [one for one in news if isinstance(one, Unmatched)]
+        [closed] = [one for one in news if isinstance(one, Closed)]
+        assert unmatched.lowest == 5_000_000
+        assert {one.body.provider for one in (*unmatched.declines, *closed.book.body.declines)} == {PROVIDERS[0].key}
+
+
+async def test_answers_after_the_close_are_not_stored(tmp_path: Path) -> None:
+    """Each would wait for the disk, for as long as the lease lives."""
+    async with open_market(tmp_path) as market:
+        seller = await market.add_seller()
+        order = make_order(SystemClock().now())
+        order_id = await market.client().submit(make_submission(order=order))
+        await seller.hear(Announcement)
+        await seller.say(make_bid(order, seller.signer))
+        await follow(market.client(), order_id, Opened)
+        before = count_events(market)
+        for number in range(50):
+            await seller.say(make_bid(order, seller.signer, salt=number.to_bytes(16, "big")))
+            await seller.say(make_decline(order, seller.signer, Reason.BUSY, number, "busy"))
+        await say_last(market, seller)
+        assert count_events(market) == before
+
+
+async def test_offers_of_strangers_leave_room_for_providers(tmp_path: Path) -> None:
+    """A broker that is busy asking the chain who they are keeps none of them meanwhile."""
+    async with open_market(tmp_path) as market:
+        seller = await market.add_seller()
+        now = SystemClock().now()
+        for number in range(2 * MAX_LEARNING):
+            stranger = Signer(number.to_bytes(32, "big"))
+            await seller.say(say(stranger, make_offer(now, stranger)))
+        await say_last(market, seller)
+        assert len(market.node.parts.directory) <= MAX_LEARNING + 1
+        assert seller.signer.key in set(market.node.parts.directory)
+
+
+async def say_last(market: Market, seller: Seller) -> None:
+    """Return once the broker has heard all that was said before."""
+    dropped = market.node.listener.dropped
+    await seller.say(say(seller.signer, make_offer(0, seller.signer, valid_until=1)))
+    await eventually(lambda: market.node.listener.dropped > dropped)
+    await asyncio.sleep(0)
