@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code. Nothing but exit codes leaves here."""
     as_json = "--json" in arguments
+    sys.set_int_max_str_digits(output.MAX_DIGITS)
     try:
         code = tally.main(args=list(arguments), prog_name="tally", standalone_mode=False)
     except click.exceptions.Exit as leaving:

@@ -41,6 +41,10 @@ def get_exit_code(error: BaseException) -> int:
     return next((code for kind, code in table if isinstance(error, kind)), FAULT)
 
 
+MAX_DIGITS = 20_000
+"""Digits of the largest int that a value may hold (2^16 bits); Python itself would write no more than 4,300."""
+
+
 def print_json(**members: Any) -> None:
     """One object on stdout, with its version first."""
     text = json.dumps({"version": JSON_VERSION, **members}, allow_nan=False, ensure_ascii=True)
@@ -93,7 +97,8 @@ def to_json(value: Any) -> Any:
     if hasattr(value, "ndim") and value.ndim == 0:
         return to_json(value.item())
     described = {"dtype": str(value.dtype), "shape": list(value.shape)}
-    return described | ({"data": to_json(value.tolist())} if value.size <= MAX_ITEMS else {})
+    lists = math.prod(max(1, length) for length in value.shape)  # an array without elements may still be of 2^62 lists
+    return described | ({"data": to_json(value.tolist())} if lists <= MAX_ITEMS else {})
 
 
 def show_value(value: Any) -> str:
