@@ -156,7 +156,7 @@ def test_what_has_no_form_is_named_with_its_place(name: str) -> None:
     with pytest.raises(CannotCarry) as caught:
         pack(value)
     assert (caught.value.path, caught.value.kind.split(".", 1)[-1]) == (path, kind.split(".", 1)[-1])
-        assert str(caught.value).startswith((f"{path}: a ", f"{path}: an "))
+    assert str(caught.value).startswith((f"{path}: a ", f"{path}: an "))
     assert "can't be carried; " in str(caught.value)
 
 
