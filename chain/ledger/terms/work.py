@@ -122,5 +122,9 @@ def compute_receipt_id(chain_id: bytes, receipt: Receipt) -> bytes:
 
 
 def is_final(receipt: Receipt, count: int) -> bool:
-    """Whether nothing can follow: the whole range of `count` segments, or ended by a cause of R9."""
+    """Whether nothing can follow: the whole range of `count` segments, or ended by a cause of R9. What ended by `host`
+    never is: its provider returns.
+    """
+    if receipt.cause is Cause.HOST:
+        return False
     return receipt.count == count or (receipt.count > 0 and receipt.cause in FINAL_FAILURES)
