@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from provider.daemon.links import Host
 from provider.daemon.settings import ProviderSettings
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.executor import Sandbox
-from provider.sandbox.probe import probe
+from provider.sandbox.probe import SYSTEM_BWRAPS, probe
 from provider.sandbox.runtimes import RuntimeImage, build_image, get_default_folder
 
 OFFER_MS = 60_000
@@ -36,7 +37,13 @@ async def examine(settings: ProviderSettings) -> tuple[RuntimeImage, HostAbiliti
     cannot be built.
     """
     image = build_image(find_runtimes(settings))
-    return image, await probe(image)
+    return image, await probe(image, bwraps=find_bwraps())
+
+
+def find_bwraps() -> tuple[str, ...]:
+    """Where a bubblewrap of the system may be: the usual places, then the path, as set-up looks."""
+    found = shutil.which("bwrap")
+    return (*SYSTEM_BWRAPS, found) if found else SYSTEM_BWRAPS
 
 
 def find_runtimes(settings: ProviderSettings) -> Path:

@@ -68,9 +68,14 @@ class TreeMeter:
     def finish(self, rusage: resource.struct_rusage) -> Reading:
         """The larger of what was seen and what the kernel tells of reaped processes, which misses those that process 1
         left behind.
+
+        `ru_maxrss` of a child begins with what this very process held when it forked. So it says something of the job
+        only where it is more than we ever held ourselves.
         """
         told = round((rusage.ru_utime + rusage.ru_stime) * 1_000_000)
-        return Reading(max(self._cpu_us, told), max(self._peak, rusage.ru_maxrss * 1024), 0)
+        largest, ours = rusage.ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = largest * 1024 if largest > ours else 0
+        return Reading(max(self._cpu_us, told), max(self._peak, peak), 0)
 
 
 def list_tree(pid: int) -> list[int]:

@@ -204,6 +204,17 @@ def test_figures_of_the_tree_never_fall() -> None:
     assert last.cpu_us >= first.cpu_us
 
 
+def test_a_fat_daemon_is_not_mistaken_for_its_job() -> None:
+    """A child's `ru_maxrss` starts at what its parent held when it forked: it must not end in a receipt."""
+    held = bytearray(200 * MIB)
+    held[::4096] = b"x" * len(held[::4096])
+    process = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
+    _, _, rusage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    assert rusage.ru_maxrss * 1024 > 200 * MIB, "the kernel counts the parent's pages; else this test shows nothing"
+    assert TreeMeter(process.pid).finish(rusage).peak_bytes < 64 * MIB
+
+
 # ---- libraries ----
 
 
