@@ -42,6 +42,11 @@ NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 """Linux alone has it; it holds for a moment only."""
 
+SETTLE_SECONDS = 0.5
+"""After a reconnect nothing is sent for so long: the server has forgotten who hears what, and others, who lost it at
+the same moment, must subscribe first or never hear it.
+"""
+
 OUTBOX = 1_000
 """Messages that wait while the server is away; beyond it the oldest are dropped."""
 
@@ -183,11 +188,12 @@ class MqttBus:
             self._outbox.extendleft(one for topic, one in self._retained.items() if one.data and topic not in waiting)
             self._connected.set()
             self._wake.set()
-            if first.done():
+            is_back = first.done()
+            if is_back:
                 self._log.info("bus is back", url=self.url)
             else:
                 first.set_result(None)
-            await _run_until_first_ends(self._hear(client), self._send(client))
+            await _run_until_first_ends(self._hear(client), self._send(client, SETTLE_SECONDS if is_back else 0))
 
     async def _hear(self, client: _Client) -> None:
         async for message in client.messages:
@@ -196,7 +202,8 @@ class MqttBus:
                 await self._heard.put((str(message.topic), bytes(payload)))
         raise aiomqtt.MqttError("disconnected")
 
-    async def _send(self, client: _Client) -> None:
+    async def _send(self, client: _Client, pause: float) -> None:
+        await asyncio.sleep(pause)
         while True:
             await self._wake.wait()
             self._wake.clear()
