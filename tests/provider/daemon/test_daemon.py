@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker.protocol import topics
@@ -158,7 +159,12 @@ async def test_a_host_that_fails_once_is_tried_again_and_twice_is_given_back(wor
     await world.wait_gone(lease)
 
 
-async def test_inputs_that_never_come_are_given_back_before_the_start_window_ends(world: World) -> None:
+async def test_inputs_that_never_come_are_given_back_before_the_start_window_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = world.daemon._office.desk
+    hasty = msgspec.structs.replace(desk._rates.policy, start=1_000)  # so that the window ends while the test waits
+    monkeypatch.setattr(desk, "_rates", msgspec.structs.replace(desk._rates, policy=hasty))
     world.broker.blobs.clear()
     windows = scene.WINDOWS.__class__(1_000, 1, 1_000, 1, 1, 1, 1)
     lease = await world.open_lease(world.make_order(windows=windows))
