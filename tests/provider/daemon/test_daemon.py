@@ -162,7 +162,7 @@ async def test_a_host_that_fails_once_is_tried_again_and_twice_is_given_back(wor
 async def test_inputs_that_never_come_are_given_back_before_the_start_window_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = world.daemon._office.desk
+    desk = world.daemon.counter.desk
     hasty = msgspec.structs.replace(desk._rates.policy, start=1_000)  # so that the window ends while the test waits
     monkeypatch.setattr(desk, "_rates", msgspec.structs.replace(desk._rates, policy=hasty))
     world.broker.blobs.clear()
