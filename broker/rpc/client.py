@@ -85,8 +85,13 @@ class BrokerClient:
             self._session = None
 
     async def info(self) -> Info:
-        """What the broker says of itself; raises `Refused` under `protocol.version` for a broker of another version."""
-        info = self._read_json(await self._call("GET", "/v1/info"), Info)
+        """What the broker says of itself; raises `Refused` under `protocol.version` for a broker of another
+        version, `Unavailable` under `broker.address` for something that is no broker.
+        """
+        try:
+            info = self._read_json(await self._call("GET", "/v1/info"), Info)
+        except Fault as error:
+            raise self._elsewhere() from error
         if info.version != PROTOCOL_VERSION:
             message = (
                 f"{self.url} speaks version {info.version} of the broker's protocol, "
@@ -200,9 +205,9 @@ class BrokerClient:
                 f"no broker answers at {self.url} ({type(error).__name__}: {error}); "
                 "start one with `tally-broker run`, or name another address"
             )
-            raise Unavailable(message_text, rule="broker.unreachable") from error
+            raise Unavailable(message_text, rule="broker.unreachable") from None
         if status >= 300:
-            raise self._translate(status, data)
+            raise self._translate(method, status, data)
         return data
 
     async def _read_body(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
@@ -215,10 +220,12 @@ class BrokerClient:
             parts.append(chunk)
         return b"".join(parts)
 
-    def _translate(self, status: int, data: bytes) -> Exception:
+    def _translate(self, method: str, status: int, data: bytes) -> Exception:
         try:
             problem = msgspec.json.decode(data, type=Problem)
         except msgspec.MsgspecError:
+            if method != "HEAD" and status in (404, 405):  # a HEAD's answer has no body that could name a rule
+                return self._elsewhere()
             problem = Problem(title=f"HTTP status {status}", status=status, detail="", rule=f"http.{status}")
         text = problem.detail or problem.title
         if status >= 500:
@@ -236,6 +243,11 @@ class BrokerClient:
             return decode(data, kind, max_bytes=MAX_BODY_BYTES)
         except Refused as error:
             raise self._misunderstood(str(error)) from error
+
+    def _elsewhere(self) -> Unavailable:
+        return Unavailable(
+            f"at {self.url} answers something that is no broker; check the address", rule="broker.address"
+        )
 
     def _misunderstood(self, what: str) -> Fault:
         return Fault(f"{self.url} does not answer as a broker: {what}", rule="broker.answer")

@@ -200,9 +200,11 @@ class ChainClient:
                 f"no chain node answers at {self.url} ({type(error).__name__}: {error}); "
                 "start one with `tally-chain run`, or name another address"
             )
-            raise Unavailable(message, rule="chain.unreachable") from error
+            raise Unavailable(message, rule="chain.unreachable") from None
         if status == 503:
             raise Unavailable(f"the chain node at {self.url} is full or stopping; try again", rule="chain.busy")
+        if status in (401, 404, 405):
+            raise self._elsewhere()
         if status != 200 or len(data) > MAX_ANSWER_BYTES:
             raise self._misunderstood(f"HTTP status {status}, {len(data)} bytes")
         return data
@@ -211,7 +213,7 @@ class ChainClient:
         try:
             answer = msgspec.json.decode(data, type=RpcAnswer)
         except msgspec.MsgspecError as error:
-            raise self._misunderstood(str(error)) from error
+            raise (self._misunderstood(str(error)) if b'"jsonrpc"' in data else self._elsewhere()) from error
         if answer.jsonrpc != "2.0" or answer.id not in (number, None):
             raise self._misunderstood("an answer to another question")
         return answer
@@ -223,6 +225,11 @@ class ChainClient:
         if error.code in (PENDING, UNAVAILABLE):
             return Unavailable(error.message, rule=rule)
         return Fault(f"the chain node at {self.url} reports {error.code}: {error.message}", rule=rule)
+
+    def _elsewhere(self) -> Unavailable:
+        return Unavailable(
+            f"at {self.url} answers something that is no chain node; check the address", rule="chain.address"
+        )
 
     def _misunderstood(self, what: str) -> Fault:
         return Fault(f"{self.url} does not answer as a chain node: {what}", rule="rpc.answer")

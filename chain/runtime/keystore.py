@@ -46,6 +46,8 @@ def load_key(path: Path, passphrase: str | None = None) -> Signer:
     except OSError as error:
         why = f"no key file {path} ({error.strerror}); make one first or name another"
         raise Unavailable(why, rule="key.file") from error
+    if b"-----BEGIN " not in pem:
+        raise Refused(f"{path} holds no key: it is no PEM file; name your key file", rule="key.form")
     if os.name == "posix" and mode & 0o077:
         raise Refused(f"{path} can be read by others; `chmod 600 {path}` and consider the key known", rule="key.mode")
     try:

@@ -52,9 +52,9 @@ class Choices:
         self.as_json = as_json
         self._settings = settings
 
-    def load(self) -> RequesterSettings:
-        """Settings as they hold now."""
-        return load_requester_settings(**self._settings)
+    def load(self, **named: str | None) -> RequesterSettings:
+        """Settings as they hold now, those `named` first of all."""
+        return load_requester_settings(**self._settings | {name: one for name, one in named.items() if one is not None})
 
     def open(self) -> AsyncMarket:
         """The market with its store, without asking any part yet."""

@@ -10,7 +10,7 @@ import click
 
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
-from requester.cli.files import write_value
+from requester.cli.files import check_target, write_value
 from requester.cli.progress import Progress
 from requester.client.market import AsyncMarket, split_wishes
 from requester.client.outcomes import JobResult
@@ -35,7 +35,9 @@ HINT = "the job goes on: `tally result {job}` waits for it, `tally cancel {job}`
 @click.option("--level", type=click.Choice(["ns", "ns+cgroup"]), help="Weakest isolation that is good enough.")
 @click.option("--seed", type=int, help="Seed of the job's random numbers (default 0).")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=JSON", help="A value in the script's dict `inputs`.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the result to a file (.json, .npy, .npz).")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Write the result to a .json, .npy, .npz or .bin file."
+)
 @click.option("--detach", is_flag=True, help="Return once the order is signed and sent.")
 @click.option("--dry-run", is_flag=True, help="Show who gets what in each outcome; sign nothing.")
 @json_flag
@@ -60,6 +62,7 @@ def run(
     A provider may let the job wait behind others as long as the deadline (--within) leaves time for its wall limit:
     the sooner the deadline, the fewer can promise it.
     """
+    check_target(out)
     given = _read_inputs(inputs)
     wanted, _ = split_wishes(None, {**wishes, "packages": packages or None})
     work = pack_script(script, arguments, given)

@@ -11,6 +11,7 @@ from chain.base.units import format_credits
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
 from requester.cli.buying import HINT, print_result
+from requester.cli.files import check_target
 from requester.cli.progress import Progress
 from requester.client.market import AsyncMarket
 from requester.client.outcomes import read_cost
@@ -63,11 +64,14 @@ def _show_row(row: JobRow, cost: tuple[int, int, bool]) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("job")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the result to a file (.json, .npy, .npz).")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Write the result to a .json, .npy, .npz or .bin file."
+)
 @json_flag
 @pass_choices
 def result(choices: Choices, job: str, out: Path | None) -> int:
     """Wait for JOB (the beginning of its id) and print its result."""
+    check_target(out)
     progress = Progress(quiet=choices.as_json)
 
     async def wait(market: AsyncMarket) -> int:

@@ -25,9 +25,7 @@ FUND = "get credits from somebody who has some, for example the treasury: `tally
 @pass_choices
 def init(choices: Choices, /, passphrase: bool, **given: str | None) -> int:
     """Write the settings file, and make a key if there is none."""
-    settings = choices.load()
-    named = {name: value for name, value in given.items() if value is not None}
-    settings = RequesterSettings(**{**{name: getattr(settings, name) for name in settings.__struct_fields__}, **named})
+    settings = choices.load(**given)
     path = write_settings(settings)
     signer = open_wallet(settings) if settings.key_path.exists() else _make_key(settings, ask=passphrase)
     key = show_key(signer.key)

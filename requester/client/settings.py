@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -50,8 +51,24 @@ def get_settings_path() -> Path:
 
 
 def load_requester_settings(**flags: str | None) -> RequesterSettings:
-    """Settings as they hold now: file, then TALLY_BROKER, TALLY_CHAIN, TALLY_KEY, TALLY_GENESIS, then `flags`."""
-    return load_settings(RequesterSettings, get_settings_path(), "TALLY_", flags)
+    """Settings as they hold now: file, then TALLY_BROKER, TALLY_CHAIN, TALLY_KEY, TALLY_GENESIS, then `flags`.
+
+    Raises `Refused` under `settings.url` for an address without scheme or host, else as `load_settings`.
+    """
+    settings = load_settings(RequesterSettings, get_settings_path(), "TALLY_", flags)
+    _check_url("broker", settings.broker, 7101)
+    _check_url("chain", settings.chain, 7001)
+    return settings
+
+
+def _check_url(name: str, url: str, port: int) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise Refused(f"{name} {url!r} is no address; write http://127.0.0.1:{port}", rule="settings.url")
 
 
 def write_settings(settings: RequesterSettings) -> Path:

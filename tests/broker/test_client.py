@@ -44,6 +44,7 @@ async def test_a_broker_that_is_away_is_one_clear_message() -> None:
         with pytest.raises(Unavailable) as refused:
             await client.info()
     assert refused.value.rule == "broker.unreachable"
+    assert refused.value.__suppress_context__  # the one good line stands alone in a traceback
     assert url in refused.value.message
     assert "tally-broker run" in refused.value.message
 
@@ -56,10 +57,11 @@ ANSWERS: list[tuple[str, Callable[[], web.Response], type[TallyError], str]] = [
     ("refused", lambda: problem(422, "R12.funds"), Refused, "R12.funds"),
     ("full", lambda: problem(503, "order.busy"), Unavailable, "order.busy"),
     ("its fault", lambda: problem(500, "auction.failed"), Unavailable, "auction.failed"),
-    ("a page of a web server", lambda: web.Response(status=404, text="<h1>no</h1>"), Refused, "http.404"),
+    ("a page of a web server", lambda: web.Response(status=404, text="<h1>no</h1>"), Unavailable, "broker.address"),
+    ("a node of a chain", lambda: web.Response(status=405), Unavailable, "broker.address"),
     ("a redirect", lambda: web.Response(status=302, headers={"Location": "http://127.0.0.1:9"}), Refused, "http.302"),
-    ("no JSON", lambda: web.Response(body=b"hello"), Fault, "broker.answer"),
-    ("JSON of something else", lambda: web.json_response({"order": 5}), Fault, "broker.answer"),
+    ("no JSON", lambda: web.Response(body=b"hello"), Unavailable, "broker.address"),
+    ("JSON of something else", lambda: web.json_response({"order": 5}), Unavailable, "broker.address"),
 ]
 
 

@@ -144,6 +144,16 @@ def test_results_as_files(
     assert read(tmp_path / name) == expected[name]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a", ".", "x.npy/", "absent/x.npz"])
+def test_a_file_that_cannot_be_written_is_refused_before_signing(
+    fake: FakeMarket, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "x.npy").mkdir()
+    said = [Said(capsys, "run", "job.py", "--cap", "2", "-o", name), Said(capsys, "result", "ffff", "-o", name)]
+    assert [(one.code, one.err.endswith("[output.form]\n")) for one in said] == [(1, True)] * 2
+    assert (fake.submitted, Said(capsys, "jobs", "--json").json["jobs"]) == ([], [])
+
+
 @pytest.mark.parametrize(("name", "value"), [("r.npy", 42), ("r.npz", [1]), ("r.npz", {"a": [None]})])
 def test_results_that_do_not_fit_their_file(
     fake: FakeMarket, capsys: pytest.CaptureFixture[str], name: str, value: Any
@@ -152,6 +162,9 @@ def test_results_that_do_not_fit_their_file(
     said = Said(capsys, "run", "job.py", "--cap", "2", "-o", name)
     assert said.code == 1
     assert "[result.form]" in said.err
+    job = next(iter(fake.worlds)).hex()[:16]
+    assert f"the result is kept: `tally result {job} -o FILE` writes it in another form" in said.err
+    assert Said(capsys, "result", job, "-o", "r.json").code == 0
 
 
 # ---- messages ----
@@ -233,6 +246,12 @@ def test_an_unknown_account(
         (("--key", "absent.pem", "wallet"), 1, "key.file"),
         (("--key", "open.pem", "wallet"), 1, "key.mode"),
         (("--key", "text.pem", "wallet"), 1, "key.form"),
+        (("--key", "job.py", "wallet"), 1, "key.form"),
+        (("--broker", "127.0.0.1:7101", "wallet"), 1, "settings.url"),
+        (("--chain", "localhost:7001", "wallet"), 1, "settings.url"),
+        (("--chain", "http://", "wallet"), 1, "settings.url"),
+        (("init", "--broker", "127.0.0.1:7101"), 1, "settings.url"),
+        (("init", "--chain", "http://127.0.0.1:port"), 1, "settings.url"),
         (("wallet", "new"), 1, "key.exists"),
     ],
 )
@@ -246,7 +265,7 @@ def test_what_is_refused_names_its_rule(
 ) -> None:
     (tmp_path / "bad.py").write_text("result =\n")
     for name, mode in (("open.pem", 0o644), ("text.pem", 0o600)):
-        (tmp_path / name).write_text("no key")
+        (tmp_path / name).write_text("-----BEGIN no key")
         (tmp_path / name).chmod(mode)
     said = Said(capsys, *arguments)
     assert (said.code, said.err.count("\n")) == (code, 1)
@@ -365,7 +384,7 @@ def test_init_writes_settings_and_a_key_once(
     assert found["key"] == address
     assert load_requester_settings().chain == "http://127.0.0.1:9002"
     assert load_requester_settings(chain="http://127.0.0.1:9003").chain == "http://127.0.0.1:9003"
-    assert Said(capsys, "init", "--broker", 'a"b').err.endswith("[settings.form]\n")
+    assert Said(capsys, "init", "--genesis", 'a"b').err.endswith("[settings.form]\n")
     monkeypatch.setenv("TALLY_BROKER", "http://127.0.0.1:9009")
     assert load_requester_settings().broker == "http://127.0.0.1:9009"
 

@@ -86,9 +86,11 @@ WRONG: list[tuple[str, Answer, int, type[TallyError], str]] = [
     ("another id", lambda asked: {"jsonrpc": "2.0", "id": -1, "result": INFO}, 200, Fault, "rpc.answer"),
     ("another version", lambda asked: {"jsonrpc": "1.0", "id": asked["id"], "result": INFO}, 200, Fault, "rpc.answer"),
     ("neither", lambda asked: {"jsonrpc": "2.0", "id": asked["id"]}, 200, Fault, "rpc.answer"),
-    ("no JSON", lambda asked: b"<html>", 200, Fault, "rpc.answer"),
-    ("nothing", lambda asked: b"", 200, Fault, "rpc.answer"),
-    ("another server", lambda asked: b"", 404, Fault, "rpc.answer"),
+    ("no JSON", lambda asked: b"<html>", 200, Unavailable, "chain.address"),
+    ("nothing", lambda asked: b"", 200, Unavailable, "chain.address"),
+    ("another server", lambda asked: b"", 404, Unavailable, "chain.address"),
+    ("a broker", lambda asked: {"title": "no", "rule": "http.signature"}, 401, Unavailable, "chain.address"),
+    ("a fault of the server", lambda asked: b"", 500, Fault, "rpc.answer"),
     ("a full server", lambda asked: b"", 503, Unavailable, "chain.busy"),
 ]
 
@@ -121,6 +123,7 @@ async def test_no_node_says_where_and_what_to_start() -> None:
             with pytest.raises(Unavailable) as caught:
                 await client.info()
     assert caught.value.rule == "chain.unreachable"
+    assert caught.value.__suppress_context__  # the one good line stands alone in a traceback
     assert url in caught.value.message
     assert "tally-chain run" in caught.value.message
 
