@@ -44,7 +44,8 @@ def main() -> None:
 @main.command()
 @click.option("--home", type=click.Path(path_type=Path), help="The broker's folder; default: $TALLY_HOME/broker.")
 def init(home: Path | None) -> None:
-    """Make the broker's key and show its account, which needs a few credits: it pays the fee of each lease it opens.
+    """Make the broker's key and show its account, which needs credits: it pays the fee of each lease it opens, and
+    a credit allows one more signature in two minutes (R15 d).
 
     The passphrase that encrypts the key comes from TALLY_BROKER_PASSPHRASE; without one the key is not encrypted.
 
@@ -57,7 +58,7 @@ def init(home: Path | None) -> None:
     signer = create_key(settings.key_file, settings.passphrase or None)
     click.echo(f"key      {settings.key_file}")
     click.echo(f"account  {show_key(signer.key)}")
-    click.echo(f"Give it credits for its fees: tally-chain send {show_key(signer.key)} 1")
+    click.echo(f"Give it credits for its fees: tally-chain send {show_key(signer.key)} 1000")
 
 
 @main.command()

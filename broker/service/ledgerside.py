@@ -15,7 +15,7 @@ from broker.auction.events import LeaseChanged, OpenDelayed, OpenFinal, OpenRefu
 from chain.base.errors import Refused, TallyError
 from chain.base.hashing import Tag, compute_id
 from chain.base.keys import Signer, show_key
-from chain.base.units import format_credits
+from chain.base.units import MICRO, format_credits
 from chain.ledger.transactions import SignedTransaction, sign_transaction
 from chain.rpc.schema import AccountView, ChainInfo, EventsPage, LeaseView, TxOutcome
 from chain.runtime.clock import Clock
@@ -63,6 +63,10 @@ class Chain(Protocol):
         ...
 
 
+FEW_CREDITS = 100
+"""Below this balance, in credits, a busy broker soon meets the quota of R15 (d)."""
+
+
 class LedgerSide:
     """Everything the broker asks the chain. `report` is told of each change of a watched lease."""
 
@@ -93,17 +97,24 @@ class LedgerSide:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def check_funds(self) -> None:
-        """Say clearly, in the log and in `note`, when our account can't pay the fee of an opening."""
+        """Say clearly, in the log and in `note`, when our account can't pay the fee of an opening; in the log alone, when
+        its balance allows but few openings in the window of R15 (d).
+        """
         account, fee = await self._chain.account(self._signer.key), self._fee
         before, self.note = self.note, ""
         if not account.known or account.balance < fee:
             who = show_key(self._signer.key)
             self.note = (
                 f"the broker's account {who} has {format_credits(account.balance)} credits and can't pay the fee of "
-                f"{format_credits(fee)} for opening a lease; send it some: tally-chain send {who} 1"
+                f"{format_credits(fee)} for opening a lease; send it some: tally-chain send {who} 1000"
             )
             if self.note != before:
                 self._log.error("the broker has no credits", note=self.note)
+        elif account.balance < FEW_CREDITS * MICRO:
+            self._log.warning(
+                "few credits make requesters wait: four signatures an opening, one a credit in two minutes (R15 d)",
+                credits=format_credits(account.balance),
+            )
 
     async def get_balance(self, account: bytes) -> int:
         """Free balance on the chain, now."""

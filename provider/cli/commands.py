@@ -65,6 +65,7 @@ def init(config: Path | None, home: str | None) -> None:
     settings = _load(config, home=home)
     signer = create_key(settings.key_file, settings.passphrase or None)
     click.echo(show_key(signer.key))
+    click.echo(f"Give it credits for its bond and fees: tally-chain send {show_key(signer.key)} 100", err=True)
 
 
 @main.command()

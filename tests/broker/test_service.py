@@ -26,6 +26,7 @@ from broker.protocol.messages import Acknowledgement, Announcement, Book, Progre
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import verify
+from chain.base.units import MICRO
 from chain.ledger.terms.agreement import Award, compute_bid_id, compute_lease_id, compute_order_id
 from chain.ledger.terms.work import Acceptance
 from chain.runtime.clock import SystemClock
@@ -263,6 +264,18 @@ async def test_a_broker_without_credits_says_so(tmp_path: Path) -> None:
         assert refused.value.rule == "broker.funds"
         market.chain.balances[BROKER.key] = 1_000_000
         await market.client().submit(make_submission(order=make_order(now())))
+
+
+@pytest.mark.parametrize(("balance", "warned"), [(99 * MICRO, True), (100 * MICRO, False)])
+async def test_a_broker_with_few_credits_is_told_why_requesters_will_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], balance: int, warned: bool
+) -> None:
+    async with open_market(tmp_path) as market:
+        capsys.readouterr()
+        market.chain.balances[BROKER.key] = balance
+        await market.node.parts.ledger.check_funds()
+        said = capsys.readouterr()
+        assert ("R15 d" in said.out + said.err) == warned
 
 
 async def test_a_bid_of_an_unregistered_key_is_not_taken(tmp_path: Path) -> None:

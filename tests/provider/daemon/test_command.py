@@ -41,7 +41,9 @@ def test_version_and_exit_codes_are_in_the_help() -> None:
 
 def test_init_makes_an_account_once(tmp_path: Path) -> None:
     first = run("init", "--home", str(tmp_path))
-    assert first.output.strip() == show_key(load_key(tmp_path / "key.pem").key)
+    account = show_key(load_key(tmp_path / "key.pem").key)
+    assert first.stdout.strip() == account
+    assert f"tally-chain send {account}" in first.stderr
     again = run("init", "--home", str(tmp_path))
     assert again.exit_code == 1 and "never overwritten" in again.output
 
