@@ -97,8 +97,8 @@ class LedgerSide:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def check_funds(self) -> None:
-        """Say clearly, in the log and in `note`, when our account can't pay the fee of an opening; in the log alone, when
-        its balance allows but few openings in the window of R15 (d).
+        """Say clearly, in the log and in `note`, when our account can't pay the fee of an opening; in the log alone,
+        when its balance allows but few openings in the window of R15 (d).
         """
         account, fee = await self._chain.account(self._signer.key), self._fee
         before, self.note = self.note, ""
