@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from chain.base.errors import Refused
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
 from requester.cli.files import check_target, write_value
@@ -34,7 +35,13 @@ HINT = "the job goes on: `tally result {job}` waits for it, `tally cancel {job}`
 @click.option("--package", "packages", multiple=True, metavar="NAME", help="A package the job imports (default numpy).")
 @click.option("--level", type=click.Choice(["ns", "ns+cgroup"]), help="Weakest isolation that is good enough.")
 @click.option("--seed", type=int, help="Seed of the job's random numbers (default 0).")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=JSON", help="A value in the script's dict `inputs`.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="A value in the script's dict `inputs`. What begins with {, [ or \" has to be JSON; what is none is text.",
+)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Write the result to a .json, .npy, .npz or .bin file."
 )
@@ -55,6 +62,8 @@ def run(
     **wishes: Any,
 ) -> int:
     """Run SCRIPT on the market.
+
+    It may write 1 MiB to stdout and stderr together; a job that writes more fails.
 
     The script finds ARGUMENTS in `sys.argv` and leaves its result in the global `result`: plain values and NumPy
     arrays. Put `--` before arguments that begin with a dash.
@@ -137,7 +146,7 @@ def _print_quote(quote: Quote, *, as_json: bool) -> None:
 
 
 def _read_inputs(inputs: tuple[str, ...]) -> dict[str, Any]:
-    """`NAME=JSON` pairs; what is no JSON is taken as text."""
+    """`NAME=JSON` pairs; what doesn't begin like JSON may be text. Raises `Refused` (`input.json`)."""
     values: dict[str, Any] = {}
     for pair in inputs:
         name, equals, text = pair.partition("=")
@@ -145,6 +154,8 @@ def _read_inputs(inputs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not NAME=JSON", param_hint="--input")
         try:
             values[name] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError) as error:
+            if text[:1] in ("{", "[", '"'):
+                raise Refused(f"--input {name}: {text[:60]!r} is no JSON: {error}", rule="input.json") from error
             values[name] = text
     return values

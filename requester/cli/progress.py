@@ -27,7 +27,7 @@ WORDS = {
     "awarded": "a provider won; its lease is being opened",
     "running": "the lease is final; the provider is working",
     "delivered": "the result is being fetched and checked",
-    "accepted": "the result passed every check and is accepted",
+    "accepted": "the delivery passed every check and is accepted",
     "settled": "paid",
 }
 

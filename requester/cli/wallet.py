@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import click
 
+from chain.base.errors import TallyError
 from chain.base.keys import Signer, show_key
 from chain.base.units import format_credits
 from chain.runtime.keystore import create_key
@@ -13,6 +16,9 @@ from requester.client.market import AsyncMarket
 from requester.client.settings import RequesterSettings, get_passphrase, open_wallet, write_settings
 
 FUND = "get credits from somebody who has some, for example the treasury: `tally-chain send {key} CREDITS`"
+
+ASK_SECONDS = 3.0
+"""How long `init`, which needs no chain, waits for its word on the account."""
 
 
 @click.command()
@@ -33,8 +39,19 @@ def init(choices: Choices, /, passphrase: bool, **given: str | None) -> int:
         output.print_json(settings=str(path), key=key, key_file=str(settings.key_path))
         return output.OK
     click.echo(f"settings  {path}\nkey file  {settings.key_path}\naddress   {key}")
-    output.say(FUND.format(key=key))
+    if not asyncio.run(_is_funded(settings, signer)):
+        output.say(FUND.format(key=key))
     return output.OK
+
+
+async def _is_funded(settings: RequesterSettings, signer: Signer) -> bool:
+    """Whether the chain says so; where none answers, it doesn't."""
+    async with AsyncMarket(settings, signer) as market:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return (await market.account()).balance > 0
+        except (TallyError, TimeoutError):
+            return False
 
 
 @click.group(invoke_without_command=True)

@@ -29,6 +29,7 @@ from chain.rpc.client import ChainClient
 from chain.rpc.schema import AccountView, ChainInfo
 from chain.runtime.clock import SystemClock
 from requester.client.news import Hooks, News
+from requester.client.opening import Opening
 from requester.client.outcomes import JobResult, read_outcome
 from requester.client.runner import VALID_MS, JobRunner, Means
 from requester.client.settings import (
@@ -65,25 +66,36 @@ class AsyncMarket:
         self.broker = BrokerClient(settings.broker, signer)
         self._others: list[BrokerClient | ChainClient] = []
         self._info: tuple[Info, ChainInfo] | None = None
+        self._closed = False
 
     @classmethod
-    async def connect(cls, *, passphrase: str | None = None, **settings: str | None) -> Self:
+    def connect(cls, *, passphrase: str | None = None, **settings: str | None) -> Opening[Self]:
         """A market that answers. `settings` are those of `RequesterSettings`: broker, chain, key, genesis.
+
+            async with AsyncMarket.connect() as market:
+                print((await market.run(sum, [1, 2, 3], cap=1)).value)
+
+        or `market = await AsyncMarket.connect()`, closed by `await market.close()`.
 
         Raises `Unavailable` naming the part that is not running, `Refused` for a key that can't be used, for parts of
         another protocol version, or for a broker and a node of two different chains (`chain.other`).
         """
-        found = load_requester_settings(**settings)
-        market = cls(found, open_wallet(found, passphrase))
-        try:
-            await market.check()
-        except BaseException:
-            await market.close()
-            raise
-        return market
+
+        async def open_it() -> Self:
+            found = load_requester_settings(**settings)
+            market = cls(found, open_wallet(found, passphrase))
+            try:
+                await market.check()
+            except BaseException:
+                await market.close()
+                raise
+            return market
+
+        return Opening(open_it)
 
     async def close(self) -> None:
-        """Close connections and store. Jobs go on without us."""
+        """Close connections and store. Jobs go on without us; further calls raise `Refused` under `market.closed`."""
+        self._closed = True
         for client in (self.broker, self.chain, *self._others):
             await client.close()
         self.store.close()
@@ -98,6 +110,7 @@ class AsyncMarket:
 
     async def check(self) -> tuple[Info, ChainInfo]:
         """Ask both parts who they are, once."""
+        self._require_open()
         if self._info is None:
             chain, broker = await self.chain.info(), await self.broker.info()
             if broker.chain != chain.chain:
@@ -109,6 +122,22 @@ class AsyncMarket:
             self._check_genesis(chain)
             self._info = broker, chain
         return self._info
+
+    def find(self, job: bytes | str) -> JobRow:
+        """A job by its id, or by the beginning of its id as text; raises `Refused` under `job.unknown` or
+        `job.ambiguous`.
+        """
+        self._require_open()
+        return self.store.find(job) if isinstance(job, str) else self.store.get(job)
+
+    def list_jobs(self) -> list[JobRow]:
+        """All jobs, newest first."""
+        self._require_open()
+        return self.store.list_jobs()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Refused("this market is closed; open another one by `connect`", rule="market.closed")
 
     def _check_genesis(self, chain: ChainInfo) -> None:
         """Where a genesis file is at hand, the node has to be of its chain."""
@@ -132,7 +161,8 @@ class AsyncMarket:
     ) -> JobResult:
         """Run `function(*args, **kwargs)` on the market and return its result.
 
-        Names of `Wishes` (cap, memory, wall, …) among the keyword arguments are wishes, all others go to the function;
+        Names of `Wishes` among the keyword arguments are wishes: cap, memory, wall, acceptance, within, auction, cores,
+        output, packages, level, seed, title, python; `Market.run` says what each is. All others go to the function;
         one that needs such a name gets it by `functools.partial`. Raises `NoBid`, `JobFailed`, `CheckFailed`,
         `JobEnded`, `Refused`, `Unavailable`.
         """
@@ -172,6 +202,7 @@ class AsyncMarket:
 
     async def account(self) -> AccountView:
         """The requester's own account on the chain."""
+        self._require_open()
         return await self.chain.account(self.signer.key)
 
     async def _make_order(self, work: Work, wishes: Wishes) -> Order:
@@ -201,15 +232,16 @@ class AsyncMarket:
 
     # ---- jobs that exist ----
 
-    async def result(self, job: bytes, hooks: Hooks = NO_HOOKS) -> JobResult:
-        """The result of a job, waited for and driven to its end if need be. Raises as `run`."""
-        row = self.store.get(job)
+    async def result(self, job: bytes | str, hooks: Hooks = NO_HOOKS) -> JobResult:
+        """The result of a job (see `find`), waited for and driven to its end if need be. Raises as `run`."""
+        row = self.find(job)
         if not Phase(row.phase).is_over or row.phase == Phase.LOST:
             await self._follow(row, hooks)
-        return read_outcome(self.store, self.store.get(job))
+        return read_outcome(self.store, self.store.get(row.id))
 
     async def send(self, job: bytes, hooks: Hooks = NO_HOOKS) -> None:
         """Send a signed order and return once the broker has it (or refused it, see `result`)."""
+        self._require_open()
         with self.store.own(job):
             runner = JobRunner(self._make_means(self.store.get(job)), job, hooks)
             try:
@@ -218,12 +250,13 @@ class AsyncMarket:
             finally:
                 await runner.close()
 
-    async def cancel(self, job: bytes) -> str:
-        """Stop a job: before its lease opens at the broker, afterwards on the chain (row 6, with its fee).
+    async def cancel(self, job: bytes | str) -> str:
+        """Stop a job (see `find`): before its lease opens at the broker, afterwards on the chain (row 6, with its fee).
 
         Returns what was done, in words. Raises `Refused` under `job.over` where there is nothing to stop.
         """
-        row = self.store.get(job)
+        row = self.find(job)
+        job = row.id
         if Phase(row.phase).is_over or row.phase == Phase.ACCEPTED:
             raise Refused(f"job {job.hex()[:16]} is {row.phase}; there is nothing to cancel", rule="job.over")
         means = self._make_means(row)
@@ -238,6 +271,8 @@ class AsyncMarket:
         leases = await means.chain.leases(order=job, live=True)
         if not leases:
             raise refused
+        if all(lease.state == "cancelling" for lease in leases):
+            return "the job is being cancelled already; the provider has a moment to hand in what it has done"
         for lease in leases:
             until, salt = self.clock.now() + VALID_MS, secrets.token_bytes(16)
             await means.chain.submit(sign_transaction(self.signer, chain, Cancel(bytes.fromhex(lease.id)), until, salt))
@@ -245,7 +280,7 @@ class AsyncMarket:
 
     async def logs(self, job: bytes) -> AsyncIterator[bytes]:
         """What the job wrote, as it comes, until it is over. Hostile text."""
-        row, documents = self.store.get(job), self.store.load_documents(job)
+        row, documents = self.find(job), self.store.load_documents(job)
         if documents.delivery is not None:
             kept = self.store.blobs.get(documents.delivery.receipt.body.log)
             if kept is not None:

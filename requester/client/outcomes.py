@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from broker.protocol.values import BadValue, unpack
@@ -12,6 +13,7 @@ from chain.base.units import format_credits
 from chain.ledger.genesis import Genesis
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Receipt, SegmentRecord
+from requester.client.settings import load_genesis
 from requester.client.texts import escape, escape_line, show_size, show_span
 from requester.purchase import checks, deliveries
 from requester.purchase.checking import CheckFailed, Verdict
@@ -31,12 +33,15 @@ class NoBid(Refused):
 
 class JobFailed(TallyError):
     """The job itself failed; its segment is paid (R9). `cause` as in the receipt; `figure` says how much of what;
-    `traceback` is the end of the job's own, hostile text as it came.
+    `traceback` is the end of the job's own, hostile text as it came; `cost` is in micro-credits, commission included.
     """
 
-    def __init__(self, job: str, cause: Cause, figure: str, traceback: str) -> None:
-        text = f"the job failed ({cause.value}): {figure}"
-        super().__init__(text, rule=f"job.{cause.value}")
+    def __init__(
+        self, job: str, cause: Cause, figure: str, traceback: str, *, cost: int = 0, settled: bool = True
+    ) -> None:
+        paid = f"{format_credits(cost)} credits {'paid' if settled else 'to be paid'}: a failed segment is paid"
+        super().__init__(f"the job failed ({cause.value}): {figure}; {paid}", rule=f"job.{cause.value}")
+        self.cost = cost
         self.job = job
         self.cause = cause
         self.figure = figure
@@ -100,9 +105,12 @@ class JobResult:
         """The cost as decimal credits."""
         return format_credits(self.cost)
 
-    def verify(self, genesis: Genesis) -> list[Verdict]:
-        """Check everything again, offline, with nothing but the genesis file."""
-        return verify_job(self.documents, self._blobs, genesis)
+    def verify(self, genesis: Genesis | str | Path) -> list[Verdict]:
+        """Check everything again, offline, with nothing but the genesis (or the path of its file). Raises `Refused` for
+        a file that can't be read.
+        """
+        known = genesis if isinstance(genesis, Genesis) else load_genesis(Path(genesis))
+        return verify_job(self.documents, self._blobs, known)
 
 
 def read_outcome(store: JobStore, row: JobRow) -> JobResult:
@@ -136,10 +144,11 @@ def _read_result(store: JobStore, job: str, documents: Documents) -> JobResult:
     blobs = dict(store.load_blobs(documents))
     receipt = documents.delivery.receipt.body
     last = documents.delivery.records[-1].body
+    cost, commission, settled = read_cost(documents)
     if receipt.cause is not Cause.OK:
         traceback = blobs.get(last.error, b"").decode("utf-8", "replace")
         figure = describe_failure(last, documents, traceback)
-        raise JobFailed(job, receipt.cause, figure, traceback)
+        raise JobFailed(job, receipt.cause, figure, traceback, cost=cost, settled=settled)
     packed = blobs.get(last.output)
     if packed is None:
         raise JobEnded(job, "accepted", "result.missing", f"its output is no longer in {store.folder}")
@@ -147,7 +156,6 @@ def _read_result(store: JobStore, job: str, documents: Documents) -> JobResult:
         value = unpack(packed)
     except BadValue as error:
         raise JobEnded(job, "accepted", "result.form", f"the output cannot be read: {escape(str(error))}") from error
-    cost, commission, settled = read_cost(documents)
     return JobResult(
         value=value,
         job=job,
@@ -184,15 +192,17 @@ def describe_failure(record: SegmentRecord, documents: Documents, traceback: str
     limits, used = documents.spec.resources, record.usage
     match record.cause:
         case Cause.OOM:
-            return f"out of memory: it used {show_size(used.peak_bytes)} of {show_size(limits.memory_bytes)}"
+            allowed = show_size(limits.memory_bytes)
+            return f"out of memory: it used {show_size(used.peak_bytes)} of {allowed}; raise --memory"
         case Cause.CPU:
-            return f"out of CPU time: it used {show_span(used.cpu_ms)} of {show_span(limits.cpu_ms)}"
+            return f"out of CPU time: it used {show_span(used.cpu_ms)} of {show_span(limits.cpu_ms)}; raise --wall"
         case Cause.WALL:
-            return f"out of time: it ran {show_span(used.wall_ms)} of {show_span(documents.order.body.segment_wall)}"
+            allowed = show_span(documents.order.body.segment_wall)
+            return f"out of time: it ran {show_span(used.wall_ms)} of {allowed}; raise --wall"
         case Cause.OUTPUT:
-            return f"its output exceeds {show_size(limits.output_bytes)}"
+            return f"its output exceeds {show_size(limits.output_bytes)}; raise --output"
         case Cause.LOG:
-            return f"it wrote more than {show_size(limits.log_bytes)} of output"
+            return f"it wrote more than {show_size(limits.log_bytes)} to stdout and stderr; write less"
         case Cause.POLICY:
             return "it did what the sandbox forbids"
         case Cause.SIGNAL:

@@ -7,6 +7,7 @@ values. A function's own package goes along by value, since no provider has it.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -102,7 +103,9 @@ def pack_script(path: Path, args: Sequence[Any], inputs: dict[str, Any]) -> Work
 
 
 def make_spec(work: Work, wishes: Wishes) -> JobSpec:
-    """The job spec. Raises `Refused` under `spec.form` for wishes outside what a spec can say."""
+    """The job spec. Raises `Refused` under `spec.cores`, or `spec.form` for wishes outside what a spec can say."""
+    if not 0.001 <= wishes.cores < math.inf:
+        raise Refused(f"cores {wishes.cores:g} is no number of cores; write for example 1 or 0.5", rule="spec.cores")
     wall = parse_span(wishes.wall)
     try:
         resources = make_resources(

@@ -44,7 +44,7 @@ class Result(StrEnum):
 
 LEASE_WORDS = {
     "slashed": "the provider was proved wrong; the price was refunded",
-    "unstarted": "the provider could not start and said so; 1 % of the price was burned",
+    "unstarted": "the provider gave the job back before a segment was done; 1 % of the price was burned",
     "returned": "the provider gave up before a segment was done; the price was refunded, with damages",
     "expired": "the provider missed its deadline; the price was refunded, with damages",
     "cancelled": "the job was cancelled; the provider got the cancelling fee",

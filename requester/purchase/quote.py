@@ -71,8 +71,8 @@ def compute_quote(order: Order, price: int | None = None) -> Quote:
         _free("no bid", "nobody bids within the limit", 0),
         _paid("cancelled early", "you cancel within the start window", early, 0),
         _paid("cancelled late", "you cancel later: the price of one segment", price, 0),
-        Outcome("unstarted", "the provider cannot start and says so in time", burned, 0, 0, burned, 0),
-        _free("returned", "the provider gives up before a segment is done", damages),
+        Outcome("unstarted", "the provider gives it back in the start window", burned, 0, 0, burned, 0),
+        _free("returned", "the provider gives up later, with nothing done", damages),
         _free("expired", "the provider misses the deadline", damages),
     )
     return Quote(order.cap, order.limit, order.segments, order.commission, order.deadline, outcomes)

@@ -183,7 +183,7 @@ def test_a_job_that_raises_shows_its_traceback_and_exits_5(
     assert said.err.splitlines()[-3:] == [
         "Traceback:",
         "ValueError: no",
-        "tally: the job failed (program): ValueError: no [job.program]",
+        "tally: the job failed (program): ValueError: no; 1.02 credits paid: a failed segment is paid [job.program]",
     ]
     error = Said(capsys, "run", "job.py", "--cap", "2", "--json").json["error"]
     assert (error["cause"], error["exit"], error["traceback"]) == ("program", 5, "Traceback:\nValueError: no\n")
@@ -192,7 +192,11 @@ def test_a_job_that_raises_shows_its_traceback_and_exits_5(
 def test_over_memory_names_cause_and_figure(fake: FakeMarket, capsys: pytest.CaptureFixture[str]) -> None:
     fake.deed = Deed(cause=Cause.OOM, usage=Usage(1, 512 << 20, 1))
     said = Said(capsys, "run", "job.py", "--cap", "2")
-    assert last(said.err) == "tally: the job failed (oom): out of memory: it used 512 MiB of 512 MiB [job.oom]"
+    assert last(said.err) == (
+        "tally: the job failed (oom): out of memory: it used 512 MiB of 512 MiB; raise --memory; "
+        "1.02 credits paid: a failed segment is paid [job.oom]"
+    )
+    assert "the delivery passed every check and is accepted" in said.err.splitlines()
 
 
 def test_a_cap_below_every_price_names_the_lowest(fake: FakeMarket, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +251,10 @@ def test_an_unknown_account(
         (("--key", "open.pem", "wallet"), 1, "key.mode"),
         (("--key", "text.pem", "wallet"), 1, "key.form"),
         (("--key", "job.py", "wallet"), 1, "key.form"),
+        (("run", "job.py", "--cap", "2", "--input", "c={"), 1, "input.json"),
+        (("run", "job.py", "--cap", "2", "--input", "c=" + "[" * 100_000), 1, "input.json"),
+        (("run", "job.py", "--cap", "2", "--input", 'c="a'), 1, "input.json"),
+        *((("run", "job.py", "--cap", "2", "--cores", cores), 1, "spec.cores") for cores in ("-1", "nan", "inf", "0")),
         (("--broker", "127.0.0.1:7101", "wallet"), 1, "settings.url"),
         (("--chain", "localhost:7001", "wallet"), 1, "settings.url"),
         (("--chain", "http://", "wallet"), 1, "settings.url"),
@@ -389,6 +397,17 @@ def test_init_writes_settings_and_a_key_once(
     assert load_requester_settings().broker == "http://127.0.0.1:9009"
 
 
+def test_init_with_a_funded_account_does_not_ask_for_credits(
+    fake: FakeMarket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Said(capsys, "init").err == ""
+    fake.faults.add("chain")
+    assert "get credits from somebody" in Said(capsys, "init").err
+    fake.faults.clear()
+    fake.balance = 0
+    assert "get credits from somebody" in Said(capsys, "init").err
+
+
 def test_the_wallet_shows_address_and_balance(fake: FakeMarket, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (("wallet",), ("wallet", "show")):
         assert Said(capsys, *arguments).out == f"address  {show_key(REQUESTER.key)}\nbalance  1000 credits\n"
@@ -420,6 +439,7 @@ def test_every_command_has_help_and_the_command_a_version(capsys: pytest.Capture
     said = Said(capsys, "--help")
     assert all(name in said.out for name in COMMANDS)
     assert "Exit codes: 0 ok, 1 refused" in said.out
+    assert "1 MiB to stdout and stderr" in " ".join(Said(capsys, "run", "--help").out.split())
     assert Said(capsys, "--version").out == f"tally, version {chain.__version__}\n"
 
 

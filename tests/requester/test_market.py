@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -66,6 +67,9 @@ async def test_a_function_comes_back_as_a_value_with_its_cost_and_its_proof(fake
     verdicts = found.verify(fake.genesis)
     assert is_verified(verdicts), [one for one in verdicts if not one.passed]
     assert len(verdicts) == COUNT == 43
+    path = load_requester_settings().genesis_path
+    assert path is not None
+    assert found.verify(path) == found.verify(str(path)) == verdicts
 
 
 async def test_what_is_sent_is_the_call(fake: FakeMarket) -> None:
@@ -123,12 +127,15 @@ async def test_news_come_in_order_and_output_comes_once(fake: FakeMarket) -> Non
 
 
 FAILURES = [
-    (Deed(cause=Cause.PROGRAM, trace="Traceback\nValueError: no\n"), r"\(program\): ValueError: no "),
+    (
+        Deed(cause=Cause.PROGRAM, trace="Traceback\nValueError: no\n"),
+        r"\(program\): ValueError: no; 1.02 credits paid: a failed",
+    ),
     (Deed(cause=Cause.PROGRAM), "it left with a status other than 0"),
-    (Deed(cause=Cause.OOM, usage=Usage(1, 600 << 20, 1)), "it used 600 MiB of 512 MiB"),
-    (Deed(cause=Cause.WALL, usage=Usage(1, 1, 301_000)), "it ran 5.02 min of 5 min"),
-    (Deed(cause=Cause.CPU, usage=Usage(301_000, 1, 1)), "it used 5.02 min of 5 min"),
-    (Deed(cause=Cause.OUTPUT), "its output exceeds 64 MiB"),
+    (Deed(cause=Cause.OOM, usage=Usage(1, 600 << 20, 1)), "it used 600 MiB of 512 MiB; raise --memory"),
+    (Deed(cause=Cause.WALL, usage=Usage(1, 1, 301_000)), "it ran 5.02 min of 5 min; raise --wall"),
+    (Deed(cause=Cause.CPU, usage=Usage(301_000, 1, 1)), "it used 5.02 min of 5 min; raise --wall"),
+    (Deed(cause=Cause.OUTPUT), "its output exceeds 64 MiB; raise --output"),
     (Deed(cause=Cause.LOG), "it wrote more than 1 MiB"),
     (Deed(cause=Cause.POLICY), "the sandbox forbids"),
     (Deed(cause=Cause.SIGNAL), "a signal ended it"),
@@ -144,6 +151,7 @@ async def test_a_failed_job_says_why_and_is_paid(fake: FakeMarket, deed: Deed, f
             await market.run(double, 21, cap=2)
         row = market.store.list_jobs()[0]
     assert (failed.value.cause, failed.value.traceback, failed.value.job) == (deed.cause, deed.trace, row.id.hex())
+    assert failed.value.cost == 1_020_000
     assert row.phase == "settled"
 
 
@@ -432,6 +440,10 @@ async def test_cancelling_before_and_after_the_lease_opened(fake: FakeMarket) ->
         await market.send(job)
         assert "cancelling fee" in await market.cancel(job)
         assert isinstance(fake.submitted[-1], Cancel)
+        open_one = next(one for one in fake.leases.values() if one.order == job.hex())
+        fake.leases[bytes.fromhex(open_one.id)] = msgspec.structs.replace(open_one, state="cancelling", locked=1)
+        assert "cancelled already" in await market.cancel(job.hex()[:16])
+        assert len([one for one in fake.submitted if isinstance(one, Cancel)]) == 1
         with pytest.raises(JobEnded, match="cancelling fee") as ended:
             await market.result(job)
         assert ended.value.rule == "lease.cancelled"
@@ -467,21 +479,17 @@ def test_the_blocking_market_works_where_a_loop_runs_already(fake: FakeMarket) -
     async def notebook() -> Any:
         with Market.connect() as market:
             found = market.run(double, 21, cap=2)
-            assert market.result(found.job[:12]).value == found.value
+            for job in (found.job[:12], found.job, bytes.fromhex(found.job)):
+                assert market.result(job).value == found.value
+            with pytest.raises(Refused) as over:
+                market.cancel(bytes.fromhex(found.job))
+            assert over.value.rule == "job.over"
             assert [row.phase for row in market.jobs()] == ["settled"]
             assert market.account().balance == fake.balance
             market.close()
             return found.value
 
     assert asyncio.run(notebook()) == 42
-
-
-def test_a_market_that_does_not_connect_leaves_no_thread(fake: FakeMarket) -> None:
-    fake.faults.add("broker")
-    before = threading.active_count()
-    with pytest.raises(Unavailable):
-        Market.connect()
-    assert threading.active_count() == before
 
 
 def test_functions_of_a_package_go_along_by_value() -> None:

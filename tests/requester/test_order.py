@@ -145,8 +145,8 @@ silence          2         1.960785  0.039215    0         0            you do n
 no bid           0         0         0           0         0            nobody bids within the limit
 cancelled early  0.196078  0.196078  0           0         0            you cancel within the start window
 cancelled late   1.960785  1.960785  0           0         0            you cancel later: the price of one segment
-unstarted        0.019607  0         0           0.019607  0            the provider cannot start and says so in time
-returned         0         0         0           0         0.196078     the provider gives up before a segment is done
+unstarted        0.019607  0         0           0.019607  0            the provider gives it back in the start window
+returned         0         0         0           0         0.196078     the provider gives up later, with nothing done
 expired          0         0         0           0         0.196078     the provider misses the deadline
 
 There is no panel: a delivered result cannot be disputed, and silence accepts it.

@@ -107,7 +107,7 @@ def test_a_spec_says_what_was_wished() -> None:
         ({"packages": ("a b",)}, "spec.form"),
         ({"packages": tuple(f"p{number}" for number in range(65))}, "spec.form"),
         ({"seed": -1}, "spec.form"),
-        ({"cores": -1.0}, "R18.range"),
+        ({"cores": -1.0}, "spec.cores"),
         ({"memory": -1}, "spec.form"),
         ({"wall": "forever"}, "units.span"),
         ({"wall": 1e300}, "R18.range"),
