@@ -108,13 +108,13 @@ class Supervisor:
             )
         try:
             async with asyncio.timeout(READY_SECONDS):
-                while not part.ready.exists():
+                while not (address := _read_address(part)):
                     if running.process.returncode is not None:
                         raise _not_ready(part, f"ended with exit code {running.process.returncode}")
                     await asyncio.sleep(0.01)
         except TimeoutError as error:
             raise _not_ready(part, f"was not ready after {READY_SECONDS:.0f} s") from error
-        running.address = part.ready.read_text(encoding="utf-8").strip()
+        running.address = address
 
     async def _watch(self, running: Running) -> None:
         while running.process is not None:
@@ -144,6 +144,11 @@ def die_with_parent() -> None:
 def show_exit(code: int) -> str:
     """`exit 3` or the name of the signal."""
     return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+
+def _read_address(part: Part) -> str:
+    """What the ready file says; empty while it is not there or not written yet."""
+    return part.ready.read_text(encoding="utf-8").strip() if part.ready.exists() else ""
 
 
 def _not_ready(part: Part, what: str) -> Unavailable:

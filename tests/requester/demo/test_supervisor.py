@@ -81,6 +81,13 @@ async def test_a_stale_ready_file_is_not_believed(supervisor: Supervisor, tmp_pa
     assert await supervisor.start(part) == "http://127.0.0.1:1234"
 
 
+async def test_a_ready_file_that_is_still_empty_is_waited_for(supervisor: Supervisor, tmp_path: Path) -> None:
+    slowly = READY_THEN_SLEEP.replace(
+        "pathlib.Path", "pathlib.Path(sys.argv[1]).touch(); time.sleep(0.2); pathlib.Path", 1
+    )
+    assert await supervisor.start(make_part(tmp_path, slowly)) == "http://127.0.0.1:1234"
+
+
 async def test_what_is_killed_comes_back_at_its_old_address_and_this_is_said(
     supervisor: Supervisor, said: Said, tmp_path: Path
 ) -> None:
