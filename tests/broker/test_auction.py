@@ -4,31 +4,21 @@ section 4, R12, R3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from broker.auction.admission import Means, compute_delivery_id
-from broker.auction.book import check_book
 from broker.auction.events import (
     AcceptanceArrived,
     Acknowledge,
     Announce,
-    AuctionEvent,
     BidArrived,
     Blame,
-    Cancelled,
     DeclineArrived,
-    DeliveryArrived,
     Finish,
     GrantInputs,
     LeaseChanged,
-    Notify,
     OpenDelayed,
     OpenFinal,
     OpenRefused,
@@ -51,117 +41,32 @@ from broker.protocol.api import (
     Accepted,
     Announced,
     Awarded,
-    Cancellation,
     Closed,
     Delivered,
     Ended,
     Opened,
     Unmatched,
 )
-from broker.protocol.messages import Book, Reason
-from chain.base.codec import encode
+from broker.protocol.messages import Reason
 from chain.base.hashing import Tag
 from chain.base.keys import verify
-from chain.ledger.terms.agreement import AwardRule, Order, compute_lease_id, compute_order_id
+from chain.ledger.terms.agreement import compute_lease_id
+from tests.broker.play import ORDER, Play, cancel, kinds, leased, opening
 from tests.broker.world import (
     BROKER,
     CHAIN,
     HOUSE,
     NOW,
-    OUTPUT,
     PROVIDERS,
-    REQUESTER,
     RICH,
     make_acceptance,
     make_bid,
     make_decline,
-    make_delivery,
     make_order,
     make_spec,
     make_survey,
     sign_order,
 )
-
-ORDER = make_order()
-
-
-class Play:
-    """A machine, what it was told, and what it wanted done."""
-
-    def __init__(self, order: Order = ORDER, survey: Survey | None = None) -> None:
-        self.order = order
-        self.auction = Auction(BROKER, HOUSE)
-        self.now = NOW
-        self.told: list[tuple[AuctionEvent | None, int]] = []
-        self.effects: list[Any] = []
-        self.tell(OrderPosted(sign_order(order), make_spec(), survey or make_survey(*PROVIDERS[:2]), RICH))
-
-    def tell(self, event: AuctionEvent, later: int = 0) -> list[Any]:
-        """As the driver: due deadlines first, then the event. Events go through their stored form."""
-        self.now += later
-        got = self.wake()
-        stored: AuctionEvent = msgspec.msgpack.decode(encode(event), type=AuctionEvent)
-        self.told.append((stored, self.now))
-        got += self.auction.handle(stored, self.now)
-        self.effects += got
-        return got
-
-    def wake(self, later: int = 0) -> list[Any]:
-        self.now += later
-        due = self.auction.wake_at()
-        if due is None or due > self.now:
-            return []
-        self.told.append((None, self.now))
-        got = list(self.auction.wake(self.now))
-        self.effects += got if later else []
-        return got
-
-    def replay(self) -> Auction:
-        auction = Auction(BROKER, HOUSE)
-        for event, now in self.told:
-            if event is None:
-                auction.wake(now)
-            else:
-                auction.handle(event, now)
-        return auction
-
-    def bid(self, number: int = 0, price: int = 1_000_000, **changes: Any) -> list[Any]:
-        return self.tell(BidArrived(make_bid(self.order, PROVIDERS[number], price=price, **changes), True))
-
-    def decline(self, number: int = 0, reason: Reason = Reason.BUSY, nearest: int = 0) -> list[Any]:
-        return self.tell(DeclineArrived(make_decline(self.order, PROVIDERS[number], reason, nearest)))
-
-    def lease(self) -> bytes:
-        return self.auction.lease
-
-    def open(self) -> list[Any]:
-        return self.tell(OpenFinal(self.lease(), 5))
-
-    def delivery(self, **changes: Any) -> Any:
-        award = self.auction.award
-        assert award is not None and self.auction.winner is not None
-        signer = next(one for one in PROVIDERS if one.key == self.auction.winner.body.provider)
-        return make_delivery(award.body, signer, **changes)
-
-    def deliver(self, **changes: Any) -> list[Any]:
-        return self.tell(DeliveryArrived(self.lease(), self.delivery(**changes), 100))
-
-
-def kinds(effects: Sequence[Any]) -> list[type]:
-    return [type(one.news) if isinstance(one, Notify) else type(one) for one in effects]
-
-
-def opening() -> Play:
-    play = Play()
-    play.bid(0)
-    play.bid(1, 2_000_000)
-    return play
-
-
-def leased() -> Play:
-    play = opening()
-    play.open()
-    return play
 
 
 def test_the_whole_way() -> None:
@@ -475,11 +380,6 @@ def test_only_the_last_states_of_a_lease_end_a_job(state: str) -> None:
     assert kinds(got) == ([Ended, Finish] if state in ENDS else [])
 
 
-def cancel() -> Cancelled:
-    body = Cancellation(compute_order_id(CHAIN, ORDER), REQUESTER.key, NOW)
-    return Cancelled(REQUESTER.sign(Tag.CANCELLATION, CHAIN, body))
-
-
 def test_an_order_is_taken_back_before_and_not_after_the_close() -> None:
     assert kinds(Play().tell(cancel())) == [Withdraw, Ended, Finish]
     assert opening().tell(cancel()) == []
@@ -530,131 +430,3 @@ def test_after_a_restart_it_asks_again_for_what_is_outstanding(make: Any, expect
 
 def test_a_restart_before_anything_asks_for_nothing() -> None:
     assert list(Auction(BROKER, HOUSE).handle(Restarted(), NOW)) == []
-
-
-# Properties
-
-numbers = st.integers(0, len(PROVIDERS) - 1)
-OUTCOMES = ("final", "winner", "requester", "broker", "silent")
-PAPERS = ("deliver", "accept", "state", "cancel", "restart")
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(("bid", "bid", "bid", "decline", "left", *OUTCOMES, *PAPERS)),
-        numbers,
-        st.integers(1, 2_500_000),
-        st.sampled_from([0, 1, 300, 1_000, 5_000]),
-    ),
-    max_size=30,
-)
-
-
-def make_event(play: Play, kind: str, number: int, price: int) -> AuctionEvent | None:
-    """An event that could come at this moment, or None."""
-    lease, signer = play.lease(), PROVIDERS[number]
-    match kind:
-        case "bid":
-            return BidArrived(make_bid(play.order, signer, price=price), price % 7 != 0)
-        case "decline":
-            reasons = (Reason.PRICE, Reason.BUSY, Reason.BOND, Reason.MEMORY)
-            return DeclineArrived(make_decline(play.order, signer, reasons[price % 4], price))
-        case "left":
-            return ProviderLeft(signer.key)
-        case "final":
-            return OpenFinal(lease, 4)
-        case "winner" | "requester" | "broker":
-            return OpenRefused(lease, Blame(kind), "R3.x", "no")
-        case "silent":
-            return OpenDelayed(lease, "away")
-        case "state":
-            return LeaseChanged(lease, ["delivered", "settled", "expired"][number % 3], 9)
-        case "cancel" | "restart":
-            return cancel() if kind == "cancel" else Restarted()
-        case _:
-            return make_paper(play, kind, NOW + number)
-
-
-def make_paper(play: Play, kind: str, finished: int) -> AuctionEvent | None:
-    """A delivery or an acceptance, once there is an award."""
-    if play.auction.award is None:
-        return None
-    if kind == "deliver":
-        return DeliveryArrived(play.lease(), play.delivery(finished=finished), 7)
-    return AcceptanceArrived(make_acceptance(play.delivery(finished=finished)))
-
-
-def check_patience(play: Play, book: Book) -> None:
-    """An auction that closed early had a bid that could win, or nobody who could still make one."""
-    left = {event.provider for event, _ in play.told if isinstance(event, ProviderLeft)}
-    bidders = {bid.body.provider for bid in book.bids}
-    passing = {one.body.provider for one in book.declines if one.body.reason in (Reason.BUSY, Reason.BOND)}
-    can_win = any(bid.body.price <= play.order.limit for bid in book.bids)
-    assert book.closed >= play.order.closes or can_win or not passing - bidders - left
-
-
-def check_documents(play: Play) -> None:
-    """What a requester sees is one of the few stories there are."""
-    news = play.auction.news
-    names = [type(one) for one in news]
-    assert names[0] is Announced
-    assert names.count(Closed) <= 1
-    assert names.count(Ended) <= 1
-    assert Ended not in names[:-1]
-    assert names.count(Opened) <= 1
-    closed = next((one for one in news if isinstance(one, Closed)), None)
-    if closed is None:
-        assert not {Awarded, Unmatched, Opened, Delivered, Accepted} & set(names)
-        return
-    book = check_book(CHAIN, BROKER.key, closed.book)
-    assert book.closed <= play.order.closes or play.now >= play.order.closes
-    check_patience(play, book)
-    prices = {bid.body.provider: bid.body.price for bid in book.bids}
-    for one in news:
-        if isinstance(one, Awarded):
-            body = verify(one.award, Tag.AWARD, CHAIN, BROKER.key)
-            assert prices[one.bid.body.provider] <= body.price <= play.order.limit
-            assert body.book == book.root
-
-
-@given(steps, st.sampled_from(AwardRule), st.integers(0, 3))
-def test_any_story_keeps_the_rules_and_replays_to_the_byte(story: Any, rule: AwardRule, matching: int) -> None:
-    play = Play(make_order(rule=rule), make_survey(*PROVIDERS[:matching]))
-    for kind, number, price, later in story:
-        event = make_event(play, kind, number, price)
-        if event is not None:
-            play.tell(event, later)
-        check_documents(play)
-    again = play.replay()
-    assert encode(tuple(again.news)) == encode(tuple(play.auction.news))
-    assert again.wake_at() == play.auction.wake_at()
-    assert again.receipts == play.auction.receipts
-    live, replayed = play.auction.handle(Restarted(), play.now), again.handle(Restarted(), play.now)
-    assert [encode(one) for one in live] == [encode(one) for one in replayed]
-    acknowledgements = {one.acknowledgement.body.sequence: one for one in play.effects if isinstance(one, Acknowledge)}
-    assert len({encode(one.acknowledgement) for one in acknowledgements.values()}) == len(acknowledgements)
-    storages = [one for one in play.auction.news if isinstance(one, Delivered)]
-    assert {encode(one.storage) for one in storages} == {encode(one) for one in play.auction.receipts.values()}
-
-
-@given(steps)
-def test_a_restart_anywhere_changes_no_document(story: Any) -> None:
-    plain, broken = Play(), Play()
-    for kind, number, price, later in story:
-        event = make_event(plain, kind, number, price)
-        if event is None:
-            continue
-        plain.tell(event, later)
-        broken.auction = broken.replay()
-        broken.tell(Restarted(), later)
-        broken.tell(event)
-        silent = {"restart", "silent", "broker"}
-        if kind in silent:
-            return
-    assert encode(tuple(plain.auction.news)) == encode(tuple(broken.auction.news))
-
-
-def test_outputs_are_named_once() -> None:
-    play = leased()
-    kept = next(one for one in play.deliver(output=OUTPUT) if isinstance(one, StoreStorageReceipt))
-    assert list(kept.blobs) == sorted(set(kept.blobs))
-    assert len(kept.blobs) == 2
-    assert replace(kept, until=0).until == 0
