@@ -63,7 +63,7 @@ from broker.protocol.api import (
     Unmatched,
 )
 from broker.protocol.jobs import JobSpec
-from broker.protocol.messages import Announcement, Book, Reason, Withdrawal
+from broker.protocol.messages import PASSING, Announcement, Book, Withdrawal
 from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
 from chain.ledger.terms.agreement import Award, Bid, Order, compute_bid_id, compute_lease_id, compute_order_id
@@ -84,9 +84,6 @@ RETRY_MOST = 4_000
 
 MAX_DELIVERIES = 16
 """Receipts taken for one lease."""
-
-PASSING = frozenset({Reason.BUSY, Reason.BOND})
-"""Reasons that pass when another lease of the provider ends: it may bid after all before the auction closes."""
 
 ENDS = frozenset({"settled", "slashed", "unstarted", "returned", "expired", "cancelled", "void"})
 """States of a lease from which nothing follows (law.md)."""

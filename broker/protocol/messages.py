@@ -77,6 +77,10 @@ class Reason(StrEnum):
     POLICY = "policy"
 
 
+PASSING = frozenset({Reason.BUSY, Reason.BOND})
+"""Reasons that pass when another lease of the provider ends: it may bid after all before the auction closes."""
+
+
 class Decline(Record, frozen=True, tag="decline"):
     """A signed refusal with its reason and the nearest offer the provider could make: `nearest` is in the reason's
     own unit (bytes, millicores, ms, micro-credits per segment), `text` says it in words.

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 from broker.protocol import topics
 from broker.protocol.messages import (
+    PASSING,
     Acknowledgement,
     Announcement,
     Book,
     Decline,
     Offer,
-    Reason,
     Withdrawal,
     read_from_broker,
 )
@@ -45,9 +45,6 @@ HOLD_MS = 250
 
 MAX_HELD = 256
 """Most orders that wait for room."""
-
-_PASSING = (Reason.BUSY, Reason.BOND)
-"""Reasons that pass when a lease ends."""
 
 
 class Counter:
@@ -155,7 +152,7 @@ class Counter:
         """Decline at once, so that nobody waits for us; where room may be made, bid after all if it is in time."""
         gear, body = self._gear, decline.body
         known = body.order in self._held
-        may_pass = body.reason in _PASSING and now < announcement.closes - HOLD_MS
+        may_pass = body.reason in PASSING and now < announcement.closes - HOLD_MS
         if not may_pass:
             self._held.pop(body.order, None)
         elif not known and len(self._held) < MAX_HELD:
