@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
 from chain.base.codec import Record
-from chain.base.hashing import Digest, Tag, compute_id
+from chain.base.hashing import Digest, Tag, compute_digest, compute_id
+from chain.base.merkle import compute_root
 from chain.base.units import Amount, Count, Millis
-from chain.ledger.terms.agreement import Kind
+from chain.ledger.terms.agreement import Few, Kind
 
-__all__ = ["Entry", "JobSpec", "Level", "Resources", "Runtime", "compute_job_digest", "compute_runtime_digest"]
+__all__ = [
+    "Entry",
+    "JobSpec",
+    "Level",
+    "Resources",
+    "Runtime",
+    "compute_item_root",
+    "compute_job_digest",
+    "compute_runtime_digest",
+]
 
 Name = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\Z")]
+Function = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?\Z")]
 Title = Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class Entry(StrEnum):
-    """What the code blob is: a cloudpickled function (loaded inside the sandbox only) or a script's source."""
+    """What the code blob is: a cloudpickled function (loaded inside the sandbox only), a script's source, or a folder
+    of files as a packed dict of relative path to bytes (`broker.protocol.folders`), whose script is `main.py`.
+    """
 
     FUNCTION = "function"
     SCRIPT = "script"
+    FOLDER = "folder"
 
 
 class Level(StrEnum):
@@ -63,12 +78,17 @@ class Resources(Record, frozen=True, tag="resources"):
 
 class JobSpec(Record, frozen=True, tag="job"):
     """What a job is. `code` and `inputs` are blob digests; `inputs` is a packed value (`broker.protocol.values`):
-    `(args, kwargs)` for a `run`.
+    `(args, kwargs)` for a `run`, the list of all items for a `map`, the first state for a `train`.
+
+    `function` names what a script or folder calls for each segment of a `map` or `train` (empty for a `run`). A `map`
+    is divided among at most `parallelism` providers at a time; once more than `tolerance` of its segments have failed,
+    what they left unserved is not offered again.
     """
 
     title: Title
     kind: Kind
     entry: Entry
+    function: Function
     code: Digest
     code_bytes: Amount
     inputs: Digest
@@ -77,6 +97,13 @@ class JobSpec(Record, frozen=True, tag="job"):
     resources: Resources
     level: Level
     seed: Amount
+    parallelism: Few
+    tolerance: Count
+
+
+def compute_item_root(items: Sequence[bytes]) -> bytes:
+    """What a `map` names as its start: RFC 6962 root over the digests of its packed items, in order."""
+    return compute_root([compute_digest(item) for item in items])
 
 
 def compute_job_digest(chain_id: bytes, spec: JobSpec) -> bytes:

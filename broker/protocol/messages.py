@@ -22,7 +22,7 @@ from chain.base.hashing import Digest, Tag
 from chain.base.keys import Key, Signed, Signer, verify
 from chain.base.units import Amount, Count, Instant, Millis
 from chain.ledger.terms.agreement import Award, Bid, Order
-from chain.ledger.terms.work import Acceptance, SegmentRecord
+from chain.ledger.terms.work import Acceptance, SegmentRecord, Span
 
 MAX_MESSAGE_BYTES = 65_536
 """Largest bus message; the MQTT server's packet limit is set a little above."""
@@ -36,9 +36,18 @@ LOG_CHUNK_BYTES = 16_384
 Words = Annotated[str, msgspec.Meta(max_length=500)]
 
 
+class Tariff(Record, frozen=True, tag="tariff"):
+    """List prices in micro-credits: per segment, per core and second of its wall limit, per GiB and second of it."""
+
+    base: Amount
+    core_second: Amount
+    gib_second: Amount
+
+
 class Offer(Record, frozen=True, tag="offer"):
     """What a provider has and can enforce: its retained presence. Stands until `valid_until`; a higher `sequence`
-    replaces it (threats.md row 27).
+    replaces it (threats.md row 27). Without slots it is a farewell. `prices` is what it asks at present, for
+    estimates: a bid may differ.
     """
 
     provider: Key
@@ -51,14 +60,21 @@ class Offer(Record, frozen=True, tag="offer"):
     millicores: Count
     segment_wall: Millis
     bond_free: Amount
+    prices: Tariff
 
 
 class Announcement(Record, frozen=True, tag="announcement"):
-    """The broker offers an order to all providers; bids are taken until `closes`."""
+    """The broker offers the segments `spans` of an order to all providers; bids are taken until `closes`.
+
+    Round 0 offers all of them; a later one what leases that are over left unserved, and then closes later than the
+    order says. A bid is for any contiguous part of one span.
+    """
 
     broker: Key
     order: Signed[Order]
     spec: JobSpec
+    round: Count
+    spans: Annotated[tuple[Span, ...], msgspec.Meta(min_length=1, max_length=256)]
     closes: Instant
 
 
@@ -94,22 +110,26 @@ class Decline(Record, frozen=True, tag="decline"):
 
 
 class Acknowledgement(Record, frozen=True, tag="acknowledgement"):
-    """The broker has taken a bid as number `sequence` of this order; `previous` is the id of the acknowledgement
-    before (zeros for the first). Two with one predecessor prove equivocation (R12 b).
+    """The broker has taken a bid as number `sequence` of this round of an order; `previous` is the id of the
+    acknowledgement before (zeros for the first). Two with one predecessor prove equivocation (R12 b).
     """
 
     order: Digest
+    round: Count
     sequence: Count
     bid: Digest
     previous: Digest
 
 
 class Book(Record, frozen=True, tag="book"):
-    """The signed book at close: all acknowledged bids in order of acknowledgement and all declines, under one RFC
-    6962 root over the bids (R12). `last` is the id of the last acknowledgement; `root` is what awards name.
+    """The signed book of a round at its close: all acknowledged bids in order of acknowledgement and all declines,
+    under one RFC 6962 root over the bids (R12). `spans` are the segments that were offered, `last` is the id of the
+    last acknowledgement; `root` is what awards name.
     """
 
     order: Digest
+    round: Count
+    spans: Annotated[tuple[Span, ...], msgspec.Meta(min_length=1, max_length=256)]
     bids: Annotated[tuple[Signed[Bid], ...], msgspec.Meta(max_length=256)]
     declines: Annotated[tuple[Signed[Decline], ...], msgspec.Meta(max_length=256)]
     last: Digest
@@ -125,8 +145,8 @@ class Withdrawal(Record, frozen=True, tag="withdrawal"):
 
 
 class Progress(Record, frozen=True, tag="progress"):
-    """Where a lease stands: segments done, the newest signed records, and log bytes from `log_offset` on. `sequence`
-    counts up per lease.
+    """Where a lease stands: segments done, the newest records, and log bytes from `log_offset` on. `sequence` counts
+    up per lease. A hint: what counts comes with a receipt.
     """
 
     lease: Digest
@@ -134,7 +154,7 @@ class Progress(Record, frozen=True, tag="progress"):
     sequence: Count
     done: Count
     total: Count
-    records: Annotated[tuple[Signed[SegmentRecord], ...], msgspec.Meta(max_length=64)]
+    records: Annotated[tuple[SegmentRecord, ...], msgspec.Meta(max_length=64)]
     log_offset: Amount
     log: Annotated[bytes, msgspec.Meta(max_length=LOG_CHUNK_BYTES)]
 

@@ -44,7 +44,6 @@ class Tag(StrEnum):
     BID = "tally/bid/1"
     AWARD = "tally/award/1"
     LEASE = "tally/lease/1"
-    SEGMENT = "tally/segment/1"
     RECEIPT = "tally/receipt/1"
     STORAGE = "tally/storage/1"
     ACCEPTANCE = "tally/acceptance/1"

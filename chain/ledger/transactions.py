@@ -25,6 +25,10 @@ MAX_VALIDITY = 120_000
 """Milliseconds that `valid_until` may lie ahead of block time (R15 a)."""
 
 
+Proof = Annotated[tuple[Digest, ...], msgspec.Meta(max_length=64)]
+"""Nodes of a consistency proof."""
+
+
 class Transfer(Record, frozen=True, tag="transfer"):
     """Move credits; makes the receiver's account if the amount is at least the account deposit (R15 c)."""
 
@@ -56,10 +60,36 @@ class Settle(Record, frozen=True, tag="settle"):
 
 
 class Deliver(Record, frozen=True, tag="deliver"):
-    """Say that the work is done and held; the acceptance clock starts, silence accepts (R8, rows 11 and 13)."""
+    """Say that the work is done and held; the acceptance clock starts, silence accepts (R8, rows 11 and 13). `proof`
+    as in `Extend`.
+    """
 
     receipt: Signed[Receipt]
     storage: Signed[StorageReceipt]
+    proof: Proof
+
+
+class Extend(Record, frozen=True, tag="extend"):
+    """Put a receipt of a longer prefix, which a holder keeps, on the chain (R5, row 2). By anyone. `proof` is the RFC
+    6962 consistency proof from the receipt that stands there; empty where there is none yet.
+    """
+
+    receipt: Signed[Receipt]
+    storage: Signed[StorageReceipt]
+    proof: Proof
+
+
+class Call(Record, frozen=True, tag="call"):
+    """Ask a provider for a sign of life (R6, row 8). By requester, watcher or auctioneer, at most once in 60 s."""
+
+    lease: Digest
+
+
+class Answer(Record, frozen=True, tag="answer"):
+    """The provider's sign of life (R6, row 9). `called` is the Instant of the call it answers."""
+
+    lease: Digest
+    called: Instant
 
 
 class Cancel(Record, frozen=True, tag="cancel"):
@@ -74,7 +104,7 @@ class GiveBack(Record, frozen=True, tag="return"):
     lease: Digest
 
 
-Body = Transfer | RegisterProvider | Open | Settle | Deliver | Cancel | GiveBack
+Body = Transfer | RegisterProvider | Open | Settle | Deliver | Extend | Call | Answer | Cancel | GiveBack
 """The closed union of transaction bodies."""
 
 

@@ -76,7 +76,11 @@ class AccountView(View, frozen=True, kw_only=True):
 
 
 class LeaseView(View, frozen=True, kw_only=True):
-    """A lease, live or ended. `state` is a name of law.md's table; money fields are what has moved so far."""
+    """A lease, live or ended. `state` is a name of law.md's table; money fields are what has moved so far.
+
+    `held` segments are still at stake, `served` are in the receipt on the chain, which ended by `cause` (empty where
+    there is none). `called` is when it was last called (0: never), `start` the digest of its first input.
+    """
 
     id: str
     order: str
@@ -101,6 +105,11 @@ class LeaseView(View, frozen=True, kw_only=True):
     timer: int
     receipt: str
     served: int
+    held: int
+    cause: str
+    called: int
+    damages: int
+    start: str
 
 
 class OrderView(View, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ __all__ = [
     "Award",
     "AwardRule",
     "Bid",
+    "Few",
     "Kind",
     "Order",
     "Windows",
@@ -122,7 +123,9 @@ class Award(Record, frozen=True, tag="award"):
     """What the order's auctioneer signs: which bid serves which range at which price per segment (R3 a).
 
     `runner_up` is the runner-up's signed bid under `second`, else None. `start` is the digest of the first input of
-    this range. `commission` is in basis points, within the order's limit.
+    this range (for a `map` the order's item root). `closed` is when the auction closed whose book has the root `book`;
+    it may be a later one than the order's first, for what an earlier lease left unserved. `commission` is in basis
+    points, within the order's limit.
     """
 
     order: Digest
@@ -135,6 +138,7 @@ class Award(Record, frozen=True, tag="award"):
     book: Digest
     start: Digest
     runner_up: Signed[Bid] | None
+    closed: Instant
     valid_until: Instant
 
 

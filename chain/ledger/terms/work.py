@@ -63,8 +63,8 @@ class Receipt(Record, frozen=True, tag="receipt"):
     """Root over the records of a prefix of a lease's range, signed by the provider (R5).
 
     `count` records from index `first`; `cause` is `ok` while all of them are, else the last one's. Records commit to
-    the outputs. `log` is the digest of the log, `provenance` that of the provenance statement (of the empty blob
-    where there is none).
+    the outputs and carry no signature of their own: this one covers them. `log` is the digest of the log, `provenance`
+    that of the provenance statement's DSSE envelope; both are those of the empty blob in a receipt that is not final.
     """
 
     lease: Digest
