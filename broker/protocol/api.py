@@ -7,7 +7,7 @@ Routes (version 1; every request but `GET /v1/info` is signed by its account, RF
 |---|---|---|
 | GET /v1/info | -> JSON `Info` | anyone |
 | PUT /v1/blobs/{hex} | the whole blob -> 201 | any account with a balance |
-| HEAD, PATCH /v1/uploads/{hex} | a piece at `Upload-Offset` -> 204 with the new `Upload-Offset`; 201 with the last | the same |
+| HEAD, PATCH /v1/uploads/{hex} | a piece at `Upload-Offset` -> 204 and the new offset; 201 with the last | the same |
 | GET, HEAD /v1/blobs/{hex} | `Range` -> bytes | parties of a job that names the blob |
 | POST /v1/blobs | `Parcel` -> 201 | any account with a balance |
 | POST /v1/blobs/wanted | `Wanted` -> `Parcel` of as many as fit, in that order, unknown ones left out | as GET |
