@@ -8,7 +8,7 @@ The verifiers follow RFC 9162 sections 2.1.3.2 and 2.1.4.2.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from chain.base.errors import Fault
 
@@ -77,6 +77,50 @@ def is_consistent(old_size: int, old_root: bytes, size: int, root: bytes, proof:
     if not path:
         return False
     return _replay_consistency(old_size - 1, size - 1, path) == (old_root, root)
+
+
+class Frontier:
+    """Root over a list that only grows, without keeping the list: of each whole subtree the right edge needs, its hash
+    alone (RFC 6962 section 2.1), one for every bit that is set in the size.
+    """
+
+    __slots__ = ("_peaks", "_size")
+
+    def __init__(self, leaves: Iterable[bytes] = ()) -> None:
+        """A frontier after these leaves."""
+        self._peaks: list[bytes] = []
+        self._size = 0
+        for leaf in leaves:
+            self.append(leaf)
+
+    @property
+    def size(self) -> int:
+        """Leaves so far."""
+        return self._size
+
+    @property
+    def root(self) -> bytes:
+        """`compute_root` of the leaves so far."""
+        if not self._peaks:
+            return EMPTY_ROOT
+        root = self._peaks[-1]
+        for peak in reversed(self._peaks[:-1]):
+            root = compute_node(peak, root)
+        return root
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf's bytes at the end."""
+        current, size = compute_leaf(leaf), self._size
+        while size & 1:
+            current, size = compute_node(self._peaks.pop(), current), size >> 1
+        self._peaks.append(current)
+        self._size += 1
+
+    def copy(self) -> Frontier:
+        """Another one that stands at the same place and grows by itself."""
+        twin = Frontier()
+        twin._peaks, twin._size = list(self._peaks), self._size
+        return twin
 
 
 def _replay_consistency(position: int, last: int, path: Sequence[bytes]) -> tuple[bytes, bytes] | None:

@@ -259,3 +259,35 @@ def flip(data: bytes, draw: st.DataObject) -> bytes:
     """One bit of `data` turned."""
     bit = draw.draw(st.integers(0, 8 * len(data) - 1))
     return (int.from_bytes(data, "big") ^ 1 << bit).to_bytes(len(data), "big")
+
+
+@given(st.lists(st.binary(max_size=5), max_size=70))
+def test_a_frontier_has_the_root_of_the_list_at_every_size(leaves: list[bytes]) -> None:
+    frontier = merkle.Frontier()
+    for size, leaf in enumerate(leaves):
+        assert (frontier.size, frontier.root) == (size, hash_naively(leaves[:size]))
+        frontier.append(leaf)
+    assert (frontier.size, frontier.root) == (len(leaves), hash_naively(leaves))
+    again = merkle.Frontier(leaves)
+    assert (again.size, again.root) == (frontier.size, frontier.root)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 63, 64, 65, 127, 128, 1000])
+def test_a_frontier_keeps_one_hash_for_each_bit_of_its_size(size: int) -> None:
+    """O(log n) memory: nothing of the leaves stays."""
+    frontier = merkle.Frontier(b"%d" % n for n in range(size))
+    assert len(frontier._peaks) == size.bit_count()
+
+
+@given(st.lists(st.binary(max_size=5), max_size=40), LEAVES, LEAVES)
+def test_copies_of_a_frontier_grow_by_themselves(start: list[bytes], one: list[bytes], other: list[bytes]) -> None:
+    """A prefix that turns out wrong is dropped with its copy; what it was copied from stands as it was."""
+    frontier = merkle.Frontier(start)
+    twin = frontier.copy()
+    for leaf in one:
+        twin.append(leaf)
+    assert (frontier.size, frontier.root) == (len(start), hash_naively(start))
+    for leaf in other:
+        frontier.append(leaf)
+    assert (twin.size, twin.root) == (len(start) + len(one), hash_naively([*start, *one]))
+    assert (frontier.size, frontier.root) == (len(start) + len(other), hash_naively([*start, *other]))
