@@ -2,55 +2,55 @@
 
 Every failure leaves here as one of three errors: `Refused` with the rule the broker named, `Unavailable` with the
 address and what to start, `Fault` where the two sides disagree on the protocol. Signatures of documents are for the
-caller's machines to check. Not here: retries; every call may be repeated, since orders, blobs, receipts and
-acceptances are known by digest.
+caller's machines to check. Not here: retries, but of the pieces of a large blob; every call may be repeated, since
+orders, blobs, receipts and acceptances are known by digest.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-import aiohttp
 import msgspec
-from multidict import CIMultiDict
-from yarl import URL
 
 from broker.protocol.api import (
     MAX_BODY_BYTES,
     PROTOCOL_VERSION,
     Cancellation,
     Delivery,
+    Enquiry,
+    Estimate,
     Events,
     Info,
     JobSummary,
-    Problem,
+    Parcel,
+    ProviderView,
     Submission,
+    Wanted,
 )
-from broker.rpc.signing import HttpMessage, sign_request
+from broker.rpc import transfer
+from broker.rpc.ask import BLOB_SECONDS, SLACK_SECONDS, Ask, describe_elsewhere
 from chain.base.codec import decode, encode
-from chain.base.errors import Fault, Refused, Unavailable
+from chain.base.errors import Fault, Refused
 from chain.base.hashing import compute_digest, show_digest
 from chain.base.keys import Signed, Signer
 from chain.ledger.terms.work import Acceptance, StorageReceipt
 from chain.runtime.clock import Clock, SystemClock
 
+if TYPE_CHECKING:
+    import aiohttp
+
+    from broker.rpc.wire import Wire
+
 __all__ = ["BrokerClient"]
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 5.0
-"""Our own deadline for a connection: a refusal may be silence."""
-
-SLACK_SECONDS = 20.0
-"""How much longer than its `wait_ms` a call may take."""
-
-BLOB_SECONDS = 600.0
-"""Deadline of one blob's transfer."""
-
-_CHUNK = 1 << 18
+WHOLE_BYTES = 1 << 20
+"""Largest blob sent by one PUT; a larger one goes in pieces, and only if the broker has it not yet."""
 
 
 class BrokerClient:
@@ -64,11 +64,10 @@ class BrokerClient:
         self, url: str, signer: Signer, session: aiohttp.ClientSession | None = None, clock: Clock | None = None
     ) -> None:
         self.url = url.rstrip("/")
-        self._base = URL(self.url)
         self._signer = signer
         self._session = session
-        self._owned = session is None
         self._clock = clock or SystemClock()
+        self._wire: Wire | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,18 +79,17 @@ class BrokerClient:
 
     async def close(self) -> None:
         """Close the session, if this client made it."""
-        if self._owned and self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._wire is not None:
+            await self._wire.close()
 
     async def info(self) -> Info:
         """What the broker says of itself; raises `Refused` under `protocol.version` for a broker of another
         version, `Unavailable` under `broker.address` for something that is no broker.
         """
         try:
-            info = self._read_json(await self._call("GET", "/v1/info"), Info)
+            info = await self._ask_json(Ask("GET", "/v1/info"), Info)
         except Fault as error:
-            raise self._elsewhere() from error
+            raise describe_elsewhere(self.url) from error
         if info.version != PROTOCOL_VERSION:
             message = (
                 f"{self.url} speaks version {info.version} of the broker's protocol, "
@@ -100,16 +98,41 @@ class BrokerClient:
             raise Refused(message, rule="protocol.version")
         return info
 
+    # Blobs
+
     async def put_blob(self, data: bytes) -> bytes:
         """Store a blob; returns its digest. Raises `Refused` under `blob.quota`, `blob.size` or `blob.account`."""
         digest = compute_digest(data)
-        await self._call("PUT", f"/v1/blobs/{digest.hex()}", body=data, seconds=BLOB_SECONDS)
+        if len(data) > WHOLE_BYTES:
+            await transfer.upload(self._open(), transfer.Held(data, digest))
+        else:
+            path = f"/v1/blobs/{digest.hex()}"
+            await self._ask(Ask("PUT", path, body=data, digest=digest, seconds=BLOB_SECONDS))
         return digest
+
+    async def put_file(
+        self, path: Path, digest: bytes, size: int, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Store a file of `size` bytes with this digest, in pieces. What the broker has of it is not sent again, nor
+        is what arrived before a lost connection, in this call or an earlier one. Raises as `put_blob`, and `Refused`
+        under `blob.digest` where the file is another by now.
+        """
+        with transfer.open_source(path, digest, size) as source:
+            await transfer.upload(self._open(), source, on_progress)
+
+    async def put_many(self, blobs: Iterable[bytes]) -> tuple[bytes, ...]:
+        """Store many blobs, small ones together; returns their digests in order. Raises as `put_blob`."""
+        parcels, large, digests = transfer.sort_blobs(blobs)
+        for parcel in parcels:
+            await self._ask(Ask("POST", "/v1/blobs", body=encode(Parcel(parcel)), seconds=BLOB_SECONDS))
+        for blob in large:
+            await self.put_blob(blob)
+        return digests
 
     async def has_blob(self, digest: bytes) -> bool:
         """Whether the broker holds this blob for the caller."""
         try:
-            await self._call("HEAD", f"/v1/blobs/{digest.hex()}")
+            await self._ask(Ask("HEAD", f"/v1/blobs/{digest.hex()}"))
         except Refused as error:
             if error.rule == "http.404":
                 return False
@@ -120,16 +143,77 @@ class BrokerClient:
         """A blob whose digest was checked; raises `Refused` under `blob.unknown` (not there, or not for the caller)
         or `blob.size` (longer than `max_bytes`), `Fault` under `blob.digest` for a lying broker.
         """
-        data = await self._call("GET", f"/v1/blobs/{digest.hex()}", seconds=BLOB_SECONDS, max_bytes=max_bytes)
+        path = f"/v1/blobs/{digest.hex()}"
+        data = await self._ask(Ask("GET", path, seconds=BLOB_SECONDS, max_bytes=max_bytes))
         if compute_digest(data) != digest:
             raise Fault(f"{self.url} sent other bytes than {show_digest(digest)}", rule="blob.digest")
         return data
+
+    async def get_file(
+        self, digest: bytes, path: Path, max_bytes: int, on_progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Fetch a blob into a file, which is there whole and durable or not at all; returns its size. What arrived
+        before a lost connection lies beside it and is not fetched again, in this call or a later one. Raises as
+        `get_blob`, and `Unavailable` under `file.write`.
+        """
+        return await transfer.download(self._open(), digest, path, max_bytes, on_progress)
+
+    async def get_many(self, digests: Sequence[bytes], max_bytes: int) -> dict[bytes, bytes]:
+        """Blobs by their digests, small ones together; what the broker has not for the caller is left out. Raises
+        `Refused` under `blob.size` where all together exceed `max_bytes`.
+        """
+        missing, found, room = list(dict.fromkeys(digests)), dict[bytes, bytes](), max_bytes
+        while missing:
+            asked = missing[: transfer.MAX_TOGETHER]
+            together = await self._get_parcel(asked, room)
+            room -= sum(map(len, together.values()))
+            # The parcel keeps our order: what it passed over is large or not there, what lies behind did not fit.
+            passed = max((asked.index(digest) for digest in together), default=len(asked) - 1) + 1
+            found |= together
+            for digest in asked[:passed]:
+                data = None if digest in together else await self._find(digest, room)
+                if data is not None:
+                    found[digest] = data
+                    room -= len(data)
+            missing = missing[passed:]
+        return {digest: found[digest] for digest in digests if digest in found}
+
+    async def _get_parcel(self, asked: list[bytes], max_bytes: int) -> dict[bytes, bytes]:
+        """As many of the small ones as fit, in the order asked."""
+        body = encode(Wanted(tuple(asked)))
+        parcel = self._read(await self._ask(Ask("POST", "/v1/blobs/wanted", body=body)), Parcel)
+        got = {compute_digest(blob): blob for blob in parcel.blobs}
+        if not got.keys() <= set(asked):
+            raise self._misunderstood("blobs that nobody asked for")
+        if sum(map(len, got.values())) > max_bytes:
+            raise Refused("the blobs together exceed what was to be taken", rule="blob.size")
+        return got
+
+    async def _find(self, digest: bytes, max_bytes: int) -> bytes | None:
+        try:
+            return await self.get_blob(digest, max_bytes)
+        except Refused as error:
+            if error.rule == "blob.unknown":
+                return None
+            raise
+
+    # The market
+
+    async def estimate(self, enquiry: Enquiry) -> Estimate:
+        """What the market would say to an order just now; nothing comes of it."""
+        return await self._ask_json(Ask("POST", "/v1/estimate", body=encode(enquiry)), Estimate)
+
+    async def providers(self) -> list[ProviderView]:
+        """The providers that are there, as they offer themselves."""
+        return await self._ask_json(Ask("GET", "/v1/providers"), list[ProviderView])
+
+    # Orders and leases
 
     async def submit(self, submission: Submission) -> bytes:
         """Hand in an order; returns its id. The same order again is no error. Raises `Refused` with the rule that it
         breaks.
         """
-        answer = self._read_json(await self._call("POST", "/v1/orders", body=encode(submission)), dict[str, str])
+        answer = await self._ask_json(Ask("POST", "/v1/orders", body=encode(submission)), dict[str, str])
         try:
             return bytes.fromhex(answer["order"])
         except (KeyError, ValueError) as error:
@@ -137,102 +221,59 @@ class BrokerClient:
 
     async def orders(self) -> list[JobSummary]:
         """The caller's own jobs, newest first."""
-        return self._read_json(await self._call("GET", "/v1/orders"), list[JobSummary])
+        return await self._ask_json(Ask("GET", "/v1/orders"), list[JobSummary])
 
     async def events(self, order: bytes, after: int, wait_ms: int) -> Events:
         """What happened to a job behind the cursor `after` (0 at first); waits up to `wait_ms` for something new. Go
         on with `after=page.next`.
         """
-        query = {"after": str(after), "wait_ms": str(wait_ms)}
-        data = await self._call("GET", f"/v1/orders/{order.hex()}/events", query=query, seconds=_waiting(wait_ms))
-        return self._read(data, Events)
+        query, path = {"after": str(after), "wait_ms": str(wait_ms)}, f"/v1/orders/{order.hex()}/events"
+        return self._read(await self._ask(Ask("GET", path, query, seconds=_waiting(wait_ms))), Events)
 
     async def cancel(self, cancellation: Signed[Cancellation]) -> None:
         """Take an order back; raises `Refused` under `auction.open` once a lease is being opened (then it is the
         chain's `Cancel`).
         """
-        await self._call("POST", f"/v1/orders/{cancellation.body.order.hex()}/cancel", body=encode(cancellation))
+        path = f"/v1/orders/{cancellation.body.order.hex()}/cancel"
+        await self._ask(Ask("POST", path, body=encode(cancellation)))
 
     async def deliver(self, lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
         """A provider's receipt and records; returns the broker's storage receipt once all that the records name lies
         on its disk.
         """
-        data = await self._call("POST", f"/v1/leases/{lease.hex()}/receipt", body=encode(delivery))
+        data = await self._ask(Ask("POST", f"/v1/leases/{lease.hex()}/receipt", body=encode(delivery)))
         return self._read(data, Signed[StorageReceipt])
 
     async def accept(self, lease: bytes, acceptance: Signed[Acceptance]) -> None:
         """The requester's (or its watcher's) acceptance, to be passed on to the provider."""
-        await self._call("POST", f"/v1/leases/{lease.hex()}/acceptance", body=encode(acceptance))
+        await self._ask(Ask("POST", f"/v1/leases/{lease.hex()}/acceptance", body=encode(acceptance)))
 
     async def acceptance(self, lease: bytes, wait_ms: int) -> Signed[Acceptance] | None:
         """For the provider: the acceptance of its lease, waited for up to `wait_ms`; None if there is none yet."""
         path, query = f"/v1/leases/{lease.hex()}/acceptance", {"wait_ms": str(wait_ms)}
         try:
-            data = await self._call("GET", path, query=query, seconds=_waiting(wait_ms))
+            data = await self._ask(Ask("GET", path, query, seconds=_waiting(wait_ms)))
         except Refused as error:
             if error.rule == "acceptance.none":
                 return None
             raise
         return self._read(data, Signed[Acceptance])
 
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: bytes = b"",
-        seconds: float = SLACK_SECONDS,
-        max_bytes: int = MAX_BODY_BYTES,
-    ) -> bytes:
-        url = self._base.with_path(self._base.path.rstrip("/") + path).with_query(query)
-        headers: CIMultiDict[str] = CIMultiDict()
-        if path != "/v1/info":
-            message = HttpMessage(method, str(url), headers)
-            sign_request(self._signer, message, compute_digest(body), self._clock.now(), secrets.token_urlsafe(12))
-        if self._session is None:
-            self._session = aiohttp.ClientSession(auto_decompress=False)
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
-        headers["Content-Type"] = "application/octet-stream"
-        try:
-            async with self._session.request(
-                method, url, data=body or None, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                data = await self._read_body(response, max_bytes)
-                status = response.status
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            message_text = (
-                f"no broker answers at {self.url} ({type(error).__name__}: {error}); "
-                "start one with `tally-broker run`, or name another address"
-            )
-            raise Unavailable(message_text, rule="broker.unreachable") from None
-        if status >= 300:
-            raise self._translate(method, status, data)
-        return data
+    # What all calls do
 
-    async def _read_body(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-        limit = max_bytes if response.status < 300 else MAX_BODY_BYTES
-        parts, size = [], 0
-        async for chunk in response.content.iter_chunked(_CHUNK):
-            size += len(chunk)
-            if size > limit:
-                raise Refused(f"{self.url} sends more than {limit} bytes", rule="blob.size")
-            parts.append(chunk)
-        return b"".join(parts)
+    def _open(self) -> Wire:
+        """What sends. Its module is loaded with the first call: aiohttp weighs more than all else here."""
+        if self._wire is None:
+            module = importlib.import_module("broker.rpc.wire")
+            wire: Wire = module.Wire(self.url, self._signer, self._session, self._clock)
+            self._wire = wire
+        return self._wire
 
-    def _translate(self, method: str, status: int, data: bytes) -> Exception:
-        try:
-            problem = msgspec.json.decode(data, type=Problem)
-        except msgspec.MsgspecError:
-            if method != "HEAD" and status in (404, 405):  # a HEAD's answer has no body that could name a rule
-                return self._elsewhere()
-            problem = Problem(title=f"HTTP status {status}", status=status, detail="", rule=f"http.{status}")
-        text = problem.detail or problem.title
-        if status >= 500:
-            return Unavailable(f"the broker at {self.url} can't: {text}", rule=problem.rule)
-        return Refused(text, rule=problem.rule)
+    async def _ask(self, ask: Ask) -> bytes:
+        return (await self._open().send(ask)).body
 
-    def _read_json(self, data: bytes, kind: type[T]) -> T:
+    async def _ask_json(self, ask: Ask, kind: type[T]) -> T:
+        data = await self._ask(ask)
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.MsgspecError as error:
@@ -243,11 +284,6 @@ class BrokerClient:
             return decode(data, kind, max_bytes=MAX_BODY_BYTES)
         except Refused as error:
             raise self._misunderstood(str(error)) from error
-
-    def _elsewhere(self) -> Unavailable:
-        return Unavailable(
-            f"at {self.url} answers something that is no broker; check the address", rule="broker.address"
-        )
 
     def _misunderstood(self, what: str) -> Fault:
         return Fault(f"{self.url} does not answer as a broker: {what}", rule="broker.answer")

@@ -32,7 +32,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, replace: boo
             file.flush()
             os.fsync(file.fileno())
         (os.replace if replace else _move_new)(beside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -52,7 +52,8 @@ def _move_new(source: Path, target: Path) -> None:
         source.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until names that came into a folder or left it are on the disk."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -10,13 +10,13 @@ import pytest
 from aiohttp import web
 
 from broker.bus.server import find_free_port
-from broker.protocol.api import Info, Problem
+from broker.protocol.api import PROTOCOL_VERSION, Info, Problem
 from broker.rpc.client import BrokerClient
 from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.base.hashing import compute_digest
 from tests.broker.world import REQUESTER
 
-INFO = Info(1, "tallystick", "00", "00", "mqtt://127.0.0.1:1", 100, 1, 1, 0)
+INFO = Info(PROTOCOL_VERSION, "tallystick", "00", "00", "mqtt://127.0.0.1:1", 100, 1, 1, 0)
 
 
 @asynccontextmanager
@@ -76,7 +76,7 @@ async def test_answers_become_three_kinds_of_errors(
 
 
 async def test_another_version_is_refused_by_name() -> None:
-    other = msgspec.structs.replace(INFO, version=2)
+    other = msgspec.structs.replace(INFO, version=PROTOCOL_VERSION + 1)
     async with fake_broker(lambda: web.Response(body=msgspec.json.encode(other))) as client:
         with pytest.raises(Refused) as refused:
             await client.info()
