@@ -188,7 +188,7 @@ class Announced(Record, frozen=True, tag="announced"):
 
     at: Instant
     round: Count
-    spans: tuple[Span, ...]
+    spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=256)]
     expected: Count
     closes: Instant
 

@@ -146,8 +146,8 @@ class LeaseRecord(Record, frozen=True, tag="lease"):
     """A lease, live or ended.
 
     `held` segments are still at stake (all, until a return, the deadline or a cancel cut the range to the served
-    ones); `locked` of the requester's and `bond` of
-    the provider's money are still held for them. `fee` is the least the provider gets after a cancel (row 6).
+    ones); `locked` of the requester's and `bond` of the provider's money are still held for them. `called` is when its
+    provider was last asked for a sign of life (R6). `fee` is the least the provider gets after a cancel (row 6).
     `paid`, `commission`, `refunded`, `damages` and `burned` (of both sides) say what moved so far.
     """
 
@@ -157,6 +157,7 @@ class LeaseRecord(Record, frozen=True, tag="lease"):
     timer: Instant | None
     receipt: ReceiptNote | None
     held: Count
+    called: Instant | None
     fee: Amount
     locked: Amount
     bond: Amount

@@ -20,9 +20,11 @@ from chain.ledger.genesis import Params
 from chain.ledger.recent import Recent, Sent
 from chain.ledger.results import LedgerEvent, Result
 from chain.ledger.rules.bank import process_transfer
+from chain.ledger.rules.calls import process_answer, process_call
 from chain.ledger.rules.leases import (
     process_cancel,
     process_deliver,
+    process_extend,
     process_lease_timer,
     process_order_timer,
     process_return,
@@ -37,9 +39,12 @@ from chain.ledger.terms.agreement import compute_order_id
 from chain.ledger.transactions import (
     MAX_TX_BYTES,
     MAX_VALIDITY,
+    Answer,
     Body,
+    Call,
     Cancel,
     Deliver,
+    Extend,
     GiveBack,
     Open,
     RegisterProvider,
@@ -73,6 +78,9 @@ SUBJECTS: dict[type, Subject] = {
     Open: Subject(process_open, 3),
     Settle: Subject(process_settle, 2),
     Deliver: Subject(process_deliver, 2),
+    Extend: Subject(process_extend, 2),
+    Call: Subject(process_call),
+    Answer: Subject(process_answer),
     Cancel: Subject(process_cancel),
     GiveBack: Subject(process_return),
 }
@@ -209,9 +217,9 @@ def _find_parties(state: State, chain_id: bytes, body: Body) -> frozenset[bytes]
             return frozenset()
         case Open(order, _, bid):
             return frozenset({compute_order_id(chain_id, order.body), bid.body.provider})
-        case Settle(receipt) | Deliver(receipt):
+        case Settle(receipt) | Deliver(receipt) | Extend(receipt):
             identity = receipt.body.lease
-        case Cancel(identity) | GiveBack(identity):
+        case Call(identity) | Answer(identity) | Cancel(identity) | GiveBack(identity):
             pass
         case _:
             assert_never(body)

@@ -1,8 +1,7 @@
 """Asks a node and returns only what it verified against the genesis file.
 
 A lying node can withhold, never invent: what is returned here is as good as one's own node, up to the seats
-themselves. Not here: balances and leases, whose
-proofs of state come with the explorer.
+themselves. Not here: balances, whose proofs of state come with the explorer.
 """
 
 from __future__ import annotations
@@ -11,18 +10,26 @@ import msgspec
 
 from chain.base.errors import Refused
 from chain.ledger.blocks import Header
+from chain.ledger.entries import LeaseRecord
 from chain.ledger.genesis import Genesis, compute_chain_id
 from chain.ledger.transactions import Transaction, compute_transaction_id
-from chain.light.verifier import BadProof, verify_finality, verify_transaction
+from chain.light.verifier import BadProof, verify_finality, verify_lease, verify_transaction
 from chain.rpc.client import ChainClient
 
-__all__ = ["LightClient", "VerifiedTransaction"]
+__all__ = ["LightClient", "VerifiedLease", "VerifiedTransaction"]
 
 
 class VerifiedTransaction(msgspec.Struct, frozen=True):
     """A transaction and the final header it stands under."""
 
     transaction: Transaction
+    header: Header
+
+
+class VerifiedLease(msgspec.Struct, frozen=True):
+    """A lease as it stood after the block of a final header."""
+
+    lease: LeaseRecord
     header: Header
 
 
@@ -57,3 +64,13 @@ class LightClient:
         if compute_transaction_id(transaction) != tx:
             raise BadProof("asked for one transaction, was given another", rule="light.asked")
         return VerifiedTransaction(transaction, proof.finality.header)
+
+    async def lease(self, lease: bytes) -> VerifiedLease:
+        """The lease with this id as the node's newest final block left it; raises `Refused` under `chain.unknown` where
+        there is none.
+        """
+        proof = await self._node.prove_lease(lease)
+        record = verify_lease(self._genesis, proof)
+        if record.id != lease:
+            raise BadProof("asked for one lease, was given another", rule="light.asked")
+        return VerifiedLease(record, proof.finality.header)

@@ -1,15 +1,16 @@
 """Checks of what a node hands over, by someone who holds only the genesis file. Pure; cheap checks first, each with
 its number.
 
-`verify_finality`: F1 to F6. `verify_transaction`: those, then T1 to T4. Each failure is a `BadProof` whose rule
-names its number. Not here: changes of the
-seats (R16 e), which no chain of one epoch has, and proofs of the state.
+`verify_finality`: F1 to F6. `verify_transaction`: those, then T1 to T4. `verify_lease`: those of finality, then S1 to
+S4. Each failure is a `BadProof` whose rule names its number. Not here: changes of the seats (R16 e), which no chain of
+one epoch has.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+from chain.base.codec import BadEncoding, decode
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import BadSignature, verify
@@ -18,11 +19,13 @@ from chain.consensus.messages import Step
 from chain.consensus.seats import Seats
 from chain.consensus.tally import BadCertificate, verify_certificate
 from chain.ledger.blocks import Header, compute_block_id
+from chain.ledger.entries import LeaseRecord, get_lease_key
 from chain.ledger.genesis import Genesis, compute_chain_id, compute_seats_digest
 from chain.ledger.transactions import Transaction, compute_transaction_id
-from chain.rpc.proofs import Finality, TxProof
+from chain.ledger.tree import DEPTH, StateTree
+from chain.rpc.proofs import MAX_LEASE_BYTES, Finality, LeaseProof, TxProof
 
-__all__ = ["BadProof", "Finality", "TxProof", "verify_finality", "verify_transaction"]
+__all__ = ["BadProof", "Finality", "LeaseProof", "TxProof", "verify_finality", "verify_lease", "verify_transaction"]
 
 
 class BadProof(Refused):
@@ -82,3 +85,25 @@ def verify_transaction(genesis: Genesis, proof: TxProof) -> Transaction:
         return verify(proof.transaction, Tag.TX, chain_id, transaction.sender)
     except BadSignature as error:
         raise BadProof(error.message, rule="light.T4") from error
+
+
+def verify_lease(genesis: Genesis, proof: LeaseProof) -> LeaseRecord:
+    """The lease as it stood after the block of the proof's header, if that is final on the chain of `genesis`; else
+    raises `BadProof`. Whether this is the lease that was asked for, and new enough, is the caller's to check.
+    """
+    header = verify_finality(genesis, proof.finality)
+    # S1. It is a proof of presence, along a path that a tree can have.
+    if proof.proof.witness is not None or len(proof.proof.siblings) > DEPTH:
+        raise BadProof("the path is not one to an entry of the state", rule="light.S1")
+    # S2. The path leads from key and value to the header's root of the state.
+    if not StateTree(compute_chain_id(genesis)).is_present(header.state, proof.key, proof.value, proof.proof):
+        raise BadProof(f"the path does not lead to the state of header {header.height}", rule="light.S2")
+    # S3. The value is the canonical encoding of a lease.
+    try:
+        lease = decode(proof.value, LeaseRecord, max_bytes=MAX_LEASE_BYTES)
+    except BadEncoding as error:
+        raise BadProof(f"{error.message} ({error.rule})", rule="light.S3") from error
+    # S4. It lies under its own key.
+    if proof.key != get_lease_key(lease.id):
+        raise BadProof("the entry is not that of the lease it names", rule="light.S4")
+    return lease

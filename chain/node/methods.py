@@ -12,12 +12,13 @@ from chain import __version__
 from chain.base.codec import decode, encode
 from chain.base.errors import Refused
 from chain.base.merkle import prove_inclusion
+from chain.ledger.entries import get_lease_key
 from chain.ledger.genesis import Genesis
 from chain.ledger.transactions import MAX_TX_BYTES, SignedTransaction, compute_transaction_id
 from chain.node.application import Application
 from chain.node.jsonrpc import Method
 from chain.node.views import view_account, view_lease, view_order
-from chain.rpc.proofs import Finality, TxProof
+from chain.rpc.proofs import Finality, LeaseProof, TxProof
 from chain.rpc.schema import (
     RPC_VERSION,
     AccountView,
@@ -107,6 +108,7 @@ class Methods:
             "chain.supply": Method(_Params, self._supply),
             "chain.header": Method(_Header, self._header),
             "chain.proof": Method(_Proof, self._proof),
+            "chain.prove_lease": Method(_ById, self._prove_lease),
         }
 
     async def _info(self, _params: _Params) -> ChainInfo:
@@ -198,6 +200,17 @@ class Methods:
         path = prove_inclusion([compute_transaction_id(signed.body) for signed in transactions], index)
         finality = Finality(final.block.header, (), final.certificate)
         return encode(TxProof(finality, transactions[index], index, len(transactions), path)).hex()
+
+    async def _prove_lease(self, params: _ById) -> str:
+        head = await self._app.settle()
+        # No wait from here on: the ledger's state is that of its head, whose block is on disk.
+        lease = bytes.fromhex(params.id)
+        record, final = self._app.ledger.lease(lease), self._app.store.get_block(head.height)
+        if record is None or final is None:
+            raise Refused("no lease of this id is on the chain", rule="chain.unknown")
+        key = get_lease_key(lease)
+        finality = Finality(final.block.header, (), final.certificate)
+        return encode(LeaseProof(finality, key, encode(record), self._app.ledger.prove(key))).hex()
 
 
 def _bytes(text: str | None) -> bytes | None:

@@ -68,6 +68,11 @@ def view_lease(record: LeaseRecord) -> LeaseView:
         timer=record.timer or 0,
         receipt=record.receipt.id.hex() if record.receipt else "",
         served=record.served,
+        held=record.held,
+        cause=record.receipt.cause.value if record.receipt else "",
+        called=record.called or 0,
+        damages=record.damages,
+        start=terms.start.hex(),
     )
 
 

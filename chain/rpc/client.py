@@ -19,7 +19,7 @@ import msgspec
 from chain.base.codec import decode, encode
 from chain.base.errors import Fault, Refused, Unavailable
 from chain.ledger.transactions import SignedTransaction
-from chain.rpc.proofs import Finality, TxProof
+from chain.rpc.proofs import Finality, LeaseProof, TxProof
 from chain.rpc.schema import (
     PENDING,
     REFUSED,
@@ -159,6 +159,12 @@ class ChainClient:
         none is. See `chain.light`.
         """
         return decode(await self._call_bytes("chain.proof", {"tx": tx.hex()}), TxProof)
+
+    async def prove_lease(self, lease: bytes) -> LeaseProof:
+        """What proves how a lease stood after the newest final block; raises `Refused` under `chain.unknown` where
+        there is no such lease. Nothing is verified here: see `chain.light`.
+        """
+        return decode(await self._call_bytes("chain.prove_lease", {"id": lease.hex()}), LeaseProof)
 
     async def _call_bytes(self, method: str, params: Mapping[str, Any]) -> bytes:
         try:

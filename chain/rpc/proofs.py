@@ -16,14 +16,19 @@ from chain.base.units import Count
 from chain.consensus.messages import Certificate
 from chain.ledger.blocks import Header
 from chain.ledger.transactions import Transaction
+from chain.ledger.tree import MapProof
 
-__all__ = ["MAX_DESCENDANTS", "MAX_PATH", "Finality", "TxProof"]
+__all__ = ["MAX_DESCENDANTS", "MAX_LEASE_BYTES", "MAX_PATH", "Finality", "LeaseProof", "TxProof"]
 
 MAX_DESCENDANTS = 1024
 """Most headers between a block and the descendant whose certificate makes it final (R16 c)."""
 
 MAX_PATH = 32
 """Most nodes of an audit path: a block's tree has at most 2^32 leaves, far more than any block."""
+
+
+MAX_LEASE_BYTES = 1 << 19
+"""Largest encoding of a lease: most of it are the weights of its segments."""
 
 
 class Finality(Record, frozen=True, tag="finality"):
@@ -46,3 +51,15 @@ class TxProof(Record, frozen=True, tag="tx-proof"):
     index: Count
     size: Count
     path: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=MAX_PATH)]
+
+
+class LeaseProof(Record, frozen=True, tag="lease-proof"):
+    """How a lease stood after a final block: the state under the header's root holds `value`, the canonical
+    `LeaseRecord`, under `key` (`chain.ledger.entries`). A later block may have changed it; a lease that has ended never
+    changes any more.
+    """
+
+    finality: Finality
+    key: Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
+    value: Annotated[bytes, msgspec.Meta(max_length=MAX_LEASE_BYTES)]
+    proof: MapProof

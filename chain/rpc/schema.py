@@ -13,6 +13,7 @@ micro-credits).
 | chain.supply | - | `Supply` |
 | chain.header | height | hex of canonical `Finality` (header with what makes it final) |
 | chain.proof | tx | hex of canonical `TxProof` |
+| chain.prove_lease | id | hex of canonical `LeaseProof`: the lease in the state of the newest final header |
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from chain.consensus.messages import Certificate, SeatSignature, Step, Vote
 from chain.ledger import transactions as tx
 from chain.ledger.blocks import Block, Header
 from chain.ledger.terms import agreement, outcome, work
-from chain.rpc.proofs import Finality, TxProof
+from chain.ledger.tree import MapProof, Witness
+from chain.rpc.proofs import Finality, LeaseProof, TxProof
 
 Door = Callable[[bytes, bytes], Any]
 """What takes bytes from somebody (with the chain id): decodes, verifies, returns the signed object or refuses."""
@@ -77,8 +78,8 @@ WINDOWS = agreement.Windows(30_000, 10_000, 600_000, 10_000, 60_000, 60_000, 60_
 RUNTIME = jobs.Runtime("3.11", ("numpy", "scikit-learn"))
 RESOURCES = jobs.Resources(1 << 30, 60_000, 1000, 32, 256, 1 << 24, 16, 1 << 20, 1 << 26, 1 << 26)
 SPEC = jobs.JobSpec(
-    "digits", agreement.Kind.TRAIN, jobs.Entry.FUNCTION, compute_filler("code"), 4_096, compute_filler("inputs"),
-    65_536, RUNTIME, RESOURCES, jobs.Level.NS_CGROUP, 7,
+    "digits", agreement.Kind.TRAIN, jobs.Entry.FOLDER, "step", compute_filler("code"), 4_096,
+    compute_filler("inputs"), 65_536, RUNTIME, RESOURCES, jobs.Level.NS_CGROUP, 7, 4, 1,
 )  # fmt: skip
 ORDER = agreement.Order(
     requester=REQUESTER.key, auctioneer=BROKER.key, watcher=PARTIES["watcher"].key, holders=(PARTIES["holder"].key,),
@@ -98,7 +99,7 @@ RUNNER_UP = agreement.Bid(
 )
 AWARD = agreement.Award(
     ORDER_ID, agreement.compute_bid_id(CHAIN, BID), 0, 0, 3, 1_700_000, 100, compute_filler("book"),
-    compute_filler("start"), PARTIES["holder"].sign(Tag.BID, CHAIN, RUNNER_UP), NOW + 60_000,
+    compute_filler("start"), PARTIES["holder"].sign(Tag.BID, CHAIN, RUNNER_UP), NOW + 2_000, NOW + 60_000,
 )  # fmt: skip
 LEASE = agreement.compute_lease_id(CHAIN, AWARD)
 USAGE = outcome.Usage(1_200, 300_000_000, 1_500, 65_536, 131_072)
@@ -106,7 +107,6 @@ RECORD = work.SegmentRecord(
     LEASE, 1, PROVIDER.key, compute_filler("input"), compute_filler("output"), compute_filler("error"),
     outcome.Cause.OK, USAGE, NOW + 3_000, "AVX2",
 )  # fmt: skip
-SIGNED_RECORD = PROVIDER.sign(Tag.SEGMENT, CHAIN, RECORD)
 RECEIPT = work.Receipt(
     LEASE, PROVIDER.key, 0, 3, work.compute_records_root([RECORD]), outcome.Cause.OK, USAGE,
     work.Environment("ns+cgroup", compute_filler("runtime"), 1, "openblas"), compute_filler("log"),
@@ -129,7 +129,10 @@ BODIES: dict[str, tx.Body] = {
     "register": tx.RegisterProvider(5_000_000),
     "open": tx.Open(SIGNED_ORDER, SIGNED_AWARD, SIGNED_BID),
     "settle": tx.Settle(SIGNED_RECEIPT, SIGNED_ACCEPTANCE),
-    "deliver": tx.Deliver(SIGNED_RECEIPT, SIGNED_STORAGE),
+    "deliver": tx.Deliver(SIGNED_RECEIPT, SIGNED_STORAGE, (compute_filler("node"),)),
+    "extend": tx.Extend(SIGNED_RECEIPT, SIGNED_STORAGE, (compute_filler("node"), compute_filler("another node"))),
+    "call": tx.Call(LEASE),
+    "answer": tx.Answer(LEASE, NOW + 4_000),
     "cancel": tx.Cancel(LEASE),
     "return": tx.GiveBack(LEASE),
 }
@@ -151,8 +154,6 @@ TERMS = [
     Sample("order", Tag.ORDER, ORDER, "requester", make_door(agreement.Order, Tag.ORDER, lambda one: one.requester)),
     Sample("bid", Tag.BID, BID, "provider", messages.read_from_provider),
     Sample("award", Tag.AWARD, AWARD, "broker", hear_broker),
-    Sample("segment", Tag.SEGMENT, RECORD, "provider",
-           make_door(work.SegmentRecord, Tag.SEGMENT, lambda one: one.provider)),
     Sample("receipt", Tag.RECEIPT, RECEIPT, "provider",
            make_door(work.Receipt, Tag.RECEIPT, lambda one: one.provider)),
     Sample("storage", Tag.STORAGE, STORAGE, "holder",
@@ -162,19 +163,21 @@ TERMS = [
 BUS = [
     Sample("offer", Tag.OFFER, messages.Offer(
         PROVIDER.key, NOW, NOW + 60_000, (RUNTIME,), jobs.Level.NS_CGROUP, 2, 4 << 30, 2_000, 120_000, 50_000_000,
+        messages.Tariff(1_000, 2_000, 3_000),
     ), "provider", messages.read_from_provider),
-    Sample("announcement", Tag.ANNOUNCEMENT, messages.Announcement(BROKER.key, SIGNED_ORDER, SPEC, NOW + 2_000),
+    Sample("announcement", Tag.ANNOUNCEMENT,
+           messages.Announcement(BROKER.key, SIGNED_ORDER, SPEC, 1, (work.Span(1, 2),), NOW + 2_000),
            "broker", hear_broker),
     Sample("decline", Tag.DECLINE, DECLINE, "provider", messages.read_from_provider),
     Sample("acknowledgement", Tag.ACKNOWLEDGEMENT,
-           messages.Acknowledgement(ORDER_ID, 1, AWARD.bid, compute_filler("previous")), "broker", hear_broker),
+           messages.Acknowledgement(ORDER_ID, 1, 2, AWARD.bid, compute_filler("previous")), "broker", hear_broker),
     Sample("book", Tag.BOOK, messages.Book(
-        ORDER_ID, (SIGNED_BID,), (PROVIDER.sign(Tag.DECLINE, CHAIN, DECLINE),), compute_filler("last"),
-        compute_filler("root"), NOW + 2_000,
+        ORDER_ID, 1, (work.Span(1, 2),), (SIGNED_BID,), (PROVIDER.sign(Tag.DECLINE, CHAIN, DECLINE),),
+        compute_filler("last"), compute_filler("root"), NOW + 2_000,
     ), "broker", hear_broker),
     Sample("withdrawal", Tag.WITHDRAWAL, messages.Withdrawal(ORDER_ID, "no award"), "broker", hear_broker),
     Sample("progress", Tag.PROGRESS,
-           messages.Progress(LEASE, PROVIDER.key, 4, 1, 3, (SIGNED_RECORD,), 120, b"epoch 1\n"),
+           messages.Progress(LEASE, PROVIDER.key, 4, 1, 3, (RECORD,), 120, b"epoch 1\n"),
            "provider", messages.read_from_provider),
     Sample("cancellation", Tag.CANCELLATION, api.Cancellation(ORDER_ID, REQUESTER.key, NOW + 1_000), "requester",
            make_door(api.Cancellation, Tag.CANCELLATION, lambda one: one.requester)),
@@ -199,25 +202,33 @@ HASHED: list[tuple[str, Tag, Any]] = [
 """Objects with an id that nobody signs as such."""
 
 SIGNED_TX = PROVIDER.sign(Tag.TX, CHAIN, make_transaction(BODIES["settle"]))
-DELIVERY = api.Delivery(SIGNED_RECEIPT, (SIGNED_RECORD,), (b"output",))
+DELIVERY = api.Delivery(SIGNED_RECEIPT, 2, (RECORD,), (b"output",))
 FINALITY = Finality(HEADER, (HEADER,), Certificate(VOTE, (SeatSignature(0, bytes(64)),)))
 CARRIED: list[Any] = [
     Block(HEADER, compute_filler("reveal"), (SIGNED_TX,)),
     FINALITY,
     TxProof(FINALITY, SIGNED_TX, 0, 1, (compute_filler("sibling"),)),
-    api.Submission(1, SIGNED_ORDER, SPEC, (b"code",)),
+    LeaseProof(FINALITY, b"l" + LEASE, b"record", MapProof(
+        (compute_filler("sibling"),), Witness(compute_filler("place"), compute_filler("value")),
+    )),
+    api.Submission(2, SIGNED_ORDER, SPEC, (b"code",)),
+    api.Parcel((b"one", b"two")),
+    api.Wanted((compute_filler("wanted"),)),
+    api.Enquiry(ORDER, SPEC),
     DELIVERY,
     api.Events(7, (
-        api.Announced(NOW, 3, NOW + 2_000),
+        api.Announced(NOW, 1, (work.Span(1, 2),), 3, NOW + 2_000),
         api.Closed(NOW, PARTIES["broker"].sign(Tag.BOOK, CHAIN, BUS[4].body)),
         api.Unmatched(NOW, 1, "raise the cap", (PROVIDER.sign(Tag.DECLINE, CHAIN, DECLINE),)),
         api.Awarded(NOW, SIGNED_AWARD, SIGNED_BID, LEASE),
+        api.Failed(NOW, LEASE, "R2.balance"),
         api.Opened(NOW, LEASE),
-        api.Advanced(NOW, LEASE, 1, 3, (SIGNED_RECORD,), 0, b"log"),
+        api.Advanced(NOW, LEASE, 1, 3, (RECORD,), 0, b"log"),
         api.Delivered(NOW, DELIVERY, SIGNED_STORAGE),
         api.Accepted(NOW, SIGNED_ACCEPTANCE),
+        api.Left(NOW, LEASE, "delivered", 2),
         api.Ended(NOW, "settled", ""),
-    )),
+    ), (b"output",)),
 ]  # fmt: skip
 """Canonical objects that only carry signed ones."""
 

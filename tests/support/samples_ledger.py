@@ -30,7 +30,7 @@ LEASE_RECORD = entries.LeaseRecord(
     ),
     entries.LeaseState.SETTLED, NOW + 300_000,
     entries.ReceiptNote(samples.RECEIPT_ID, 3, samples.RECEIPT.records, Cause.OK),
-    0, 0, 0, 0, 10_200_000, 102_000, 0, 0, 0,
+    0, NOW + 60_000, 0, 0, 0, 10_200_000, 102_000, 0, 0, 0,
 )  # fmt: skip
 ENTRIES: list[tuple[str, Any]] = [
     ("entry account", ACCOUNT),

@@ -1,8 +1,8 @@
-"""The lease from opening to its end: settle, deliver, cancel, return, and the timers (R4, R7, R8, R9; rows 3, 5 to 7,
-10 to 13).
+"""The lease from opening to its end: longer receipts, settle, deliver, cancel, return, and the timers (R4, R5, R7 to
+R9; rows 2, 3, 5 to 7, 10 to 13).
 
 Each function checks first and changes last. Who gets how much is `chain.ledger.money`; opening is
-`chain.ledger.rules.opening`.
+`chain.ledger.rules.opening`, calls are `chain.ledger.rules.calls`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,46 @@ from chain.ledger.results import OrderForgotten
 from chain.ledger.rules.coverage import MAX_COVERAGE, add_covers, remove_cover
 from chain.ledger.rules.receipts import (
     check_acceptance,
+    check_longer,
+    check_prefix,
     check_receipt,
     check_receipt_signature,
     check_storage,
     count_accepted,
+    find_latest_cut,
     make_note,
 )
 from chain.ledger.rules.scope import Scope, change_account, change_provider, change_totals, save_lease
 from chain.ledger.rules.table import Event, check_row
 from chain.ledger.terms.outcome import FINAL_FAILURES
 from chain.ledger.terms.work import is_final
-from chain.ledger.transactions import Cancel, Deliver, GiveBack, Settle
+from chain.ledger.transactions import Cancel, Deliver, Extend, GiveBack, Settle
+
+
+def process_extend(scope: Scope, body: Extend) -> None:
+    """Row 2 (R5): a receipt of a longer prefix that a holder keeps. What it serves is safe whatever comes (rows 7, 10,
+    12).
+    """
+    receipt, storage = body.receipt.body, body.storage.body
+    lease = scope.need_lease(receipt.lease)
+    check_row(lease, Event.RECEIPT)
+    check_receipt(lease, receipt)
+    check_longer(lease, receipt)
+    check_prefix(lease, receipt, body.proof)
+    note = make_note(scope.chain_id, receipt)
+    check_storage(lease, note, storage, find_latest_cut(lease))
+    check_receipt_signature(scope, lease, body.receipt)
+    scope.check_signature(body.storage, Tag.STORAGE, storage.holder, "R8.signature")
+
+    save_lease(scope, _replace(lease, receipt=note), row=2)
 
 
 def process_settle(scope: Scope, body: Settle) -> None:
-    """Row 3 (R7): accepted segments are paid, the rest is refunded. Wins in every live state."""
+    """Row 3 (R7): accepted segments are paid, the rest is refunded. Wins in every live state.
+
+    The receipt need not follow from the one on the chain: both parties signed this one, and it ends the lease, so that
+    nothing is paid twice.
+    """
     receipt, acceptance = body.receipt.body, body.acceptance.body
     lease = scope.need_lease(receipt.lease)
     check_row(lease, Event.SETTLE)
@@ -74,6 +99,7 @@ def process_deliver(scope: Scope, body: Deliver) -> None:
     check_receipt(lease, receipt)
     if not is_final(receipt, lease.held):
         raise Refused("only a receipt for the whole range or with a final exit cause is delivered", rule="R8.final")
+    check_prefix(lease, receipt, body.proof)
     note = make_note(scope.chain_id, receipt)
     check_storage(lease, note, storage, scope.now)
     check_receipt_signature(scope, lease, body.receipt)

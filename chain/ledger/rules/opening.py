@@ -49,6 +49,9 @@ MIN_ANSWER = 10_000
 MAX_BID_VALIDITY = 60_000
 """Milliseconds that a bid may outlive the auction's close (R3 c)."""
 
+CLOSE_TOLERANCE = 10_000
+"""Milliseconds that an auction's close may lie ahead of block time: as far as blocks may be behind the clocks (R1)."""
+
 MAX_ORDER_LEASES = 1_024
 """Most leases of one order: each leaves its bid's id in the order's record (R2)."""
 
@@ -119,8 +122,10 @@ def check_binding(scope: Scope, order: Order, award: Award, bid: Bid, ids: tuple
         raise Refused("the bid is for another order", rule="R3.a.bid-order")
     if award.replica >= order.replicas or award.first + award.count > order.segments:
         raise Refused("the award reaches beyond the order's replicas or segments", rule="R3.a.range")
-    if order.kind is not Kind.MAP and award.first == 0 and award.start != order.start:
+    if (order.kind is Kind.MAP or award.first == 0) and award.start != order.start:
         raise Refused("the award starts from another input than the order", rule="R3.a.start")
+    if award.closed > scope.now + CLOSE_TOLERANCE:
+        raise Refused("the award is of an auction that has not closed yet", rule="R3.c.closed")
     if scope.now > award.valid_until:
         raise Refused("the award is no longer valid", rule="R3.a.validity")
     if award.commission > order.commission:
@@ -158,11 +163,14 @@ def make_deal(order: Order, award: Award, bid: Bid, order_id: bytes, bid_id: byt
 
 
 def check_times(now: int, deal: Deal) -> None:
-    """R2 expiry, R3 c and R3 d. In time iff block time <= deadline (R1)."""
+    """R2 expiry, R3 c and R3 d. In time iff block time <= deadline (R1).
+
+    The first auction of an order may close before the order says, a later one closes after: the later Instant counts.
+    """
     order, bid = deal.order, deal.bid
     if now > order.expiry:
         raise Refused("the order has expired", rule="R2.expiry")
-    if bid.valid_until > order.closes + MAX_BID_VALIDITY:
+    if bid.valid_until > max(order.closes, deal.award.closed) + MAX_BID_VALIDITY:
         raise Refused(f"the bid outlives the auction by more than {MAX_BID_VALIDITY} ms", rule="R3.c.span")
     if now > bid.valid_until:
         raise Refused("the bid is no longer valid", rule="R3.c.validity")
@@ -252,6 +260,7 @@ def store_lease(scope: Scope, deal: Deal, record: OrderRecord) -> None:
         timer=order.deadline,
         receipt=None,
         held=award.count,
+        called=None,
         fee=0,
         locked=deal.cost,
         bond=deal.bond,

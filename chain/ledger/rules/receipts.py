@@ -1,14 +1,18 @@
-"""Checks of receipts, acceptances and storage receipts against their lease (R5, R7, R8, R19). They change nothing."""
+"""Checks of receipts, acceptances and storage receipts against their lease and what stands on the chain (R5, R7, R8,
+R19). They change nothing.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import Signed
-from chain.base.merkle import EMPTY_ROOT
-from chain.ledger.entries import LeaseRecord, ReceiptNote
+from chain.base.merkle import EMPTY_ROOT, is_consistent
+from chain.ledger.entries import LeaseRecord, LeaseState, ReceiptNote
 from chain.ledger.rules.scope import Scope
-from chain.ledger.terms.outcome import FINAL_FAILURES
+from chain.ledger.terms.outcome import FINAL_FAILURES, Cause
 from chain.ledger.terms.work import Acceptance, Receipt, StorageReceipt, compute_receipt_id
 
 
@@ -26,6 +30,31 @@ def check_receipt(lease: LeaseRecord, receipt: Receipt) -> None:
         raise Refused("the empty root stands for no segments and for nothing else", rule="R18.empty")
     if receipt.count == 0 and receipt.cause in FINAL_FAILURES:
         raise Refused("a segment that failed is a segment: without one there is no cause", rule="R9.cause")
+
+
+def check_prefix(lease: LeaseRecord, receipt: Receipt, proof: Sequence[bytes]) -> None:
+    """R5: goes on where the receipt on the chain ends, or is of the same records. The first one needs no proof."""
+    note = lease.receipt
+    if note is None:
+        if proof:
+            raise Refused("there is no receipt on the chain to be consistent with", rule="R5.proof")
+        return
+    if receipt.count < note.count:
+        raise Refused(f"{receipt.count} segments where {note.count} are on the chain", rule="R5.shorter")
+    if receipt.count == note.count and receipt.cause is not note.cause:
+        raise Refused(f"the same records ended by {note.cause.value} before", rule="R5.cause")
+    if not is_consistent(note.count, note.records, receipt.count, receipt.records, proof):
+        raise Refused("its records do not continue those on the chain", rule="R5.proof")
+
+
+def check_longer(lease: LeaseRecord, receipt: Receipt) -> None:
+    """Row 2: more segments than are on the chain, all ended well. One that ends by another cause would leave the lease
+    open, to be cut with the damages that R9 forgives or with a segment that is none (`host`): it is delivered, or not.
+    """
+    if receipt.count <= lease.served:
+        raise Refused(f"{receipt.count} segments where {lease.served} are on the chain", rule="R5.longer")
+    if receipt.cause is not Cause.OK:
+        raise Refused("a receipt that ends by a cause goes no further: deliver it", rule="R5.ended")
 
 
 def check_receipt_signature(scope: Scope, lease: LeaseRecord, signed: Signed[Receipt]) -> None:
@@ -62,9 +91,9 @@ def count_accepted(acceptance: Acceptance) -> int:
     return sum(span.count for span in acceptance.segments)
 
 
-def check_storage(lease: LeaseRecord, note: ReceiptNote, storage: StorageReceipt, now: int) -> None:
+def check_storage(lease: LeaseRecord, note: ReceiptNote, storage: StorageReceipt, begins: int) -> None:
     """R8: a holder that order or bid named keeps what this receipt commits to, at least until the acceptance window
-    ends.
+    ends, at the latest: for a receipt on the way (row 2) that window may begin only when the lease is cut.
     """
     if storage.lease != lease.id:
         raise Refused("the storage receipt is for another lease", rule="R8.lease")
@@ -72,5 +101,12 @@ def check_storage(lease: LeaseRecord, note: ReceiptNote, storage: StorageReceipt
         raise Refused("the storage receipt is for another receipt", rule="R8.receipt")
     if storage.holder not in lease.terms.holders:
         raise Refused("neither order nor bid names this holder", rule="R8.holder")
-    if storage.kept_until < now + lease.terms.windows.acceptance:
+    if storage.kept_until < begins + lease.terms.windows.acceptance:
         raise Refused("must be kept at least until the acceptance window ends", rule="R8.kept")
+
+
+def find_latest_cut(lease: LeaseRecord) -> int:
+    """When rows 10 and 12 cut a lease at the latest: at its deadline, or when the grace of a cancel ends."""
+    if lease.state is LeaseState.CANCELLING and lease.timer is not None:
+        return lease.timer
+    return lease.terms.deadline

@@ -1,8 +1,7 @@
 """law.md's table of the lease as data: which row a (state, event or timer) pair takes. What is not listed is refused by
 name.
 
-Rows 2, 4, 8, 9 and 14 to 17 (longer receipts, faults, calls, disputes) are part of the table but no transaction leads
-there yet: see SPEC.md.
+Rows 4 and 14 to 17 (faults, disputes) are part of the table but no transaction leads there yet: see SPEC.md.
 """
 
 from __future__ import annotations

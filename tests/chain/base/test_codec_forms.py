@@ -25,9 +25,13 @@ NULLABLE = {
     ("transaction open", (1, 5, 2, 1, 10)),
     ("announcement", (1, 2, 1, 3)),
     ("Submission", (2, 1, 3)),
+    ("Enquiry", (1, 3)),
+    ("LeaseProof", (4, 2)),
     ("Events", (2, 3, 2, 1, 10)),
 }
-"""Where a sample holds something that may be nil: the order's watcher, the award's runner-up."""
+"""Where a sample holds something that may be nil: the order's watcher, the award's runner-up, the witness of
+an absence.
+"""
 
 
 def find_rule(data: bytes, kind: Any, **options: int) -> str | None:

@@ -54,7 +54,7 @@ def make_lease(
     note = ReceiptNote(zero, served, zero, Cause.OK) if served else None
     late = compute_cancel_fee(terms, WINDOWS.start + 1) if fee else 0
     locked = price + compute_commission(price, commission)
-    return LeaseRecord(zero, terms, LeaseState.OPEN, 1, note, count, late, locked, bond, 0, 0, 0, 0, 0)
+    return LeaseRecord(zero, terms, LeaseState.OPEN, 1, note, count, None, late, locked, bond, 0, 0, 0, 0, 0)
 
 
 @st.composite

@@ -13,6 +13,7 @@ import msgspec
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
+from chain.base.merkle import compute_root, prove_consistency
 from chain.base.units import MICRO
 from chain.consensus.beacon import compute_beacon
 from chain.ledger.blocks import Block
@@ -33,9 +34,12 @@ from chain.ledger.terms.agreement import (
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Acceptance, Environment, Receipt, Span, StorageReceipt, compute_receipt_id
 from chain.ledger.transactions import (
+    Answer,
     Body,
+    Call,
     Cancel,
     Deliver,
+    Extend,
     GiveBack,
     Open,
     RegisterProvider,
@@ -75,6 +79,11 @@ def make_test_genesis(params: Params | None = None, rich: int = 1_000 * MICRO) -
     funded = ("treasury", "requester", "provider", "rival", "broker")
     balances = [(SIGNERS[name].key, rich) for name in funded]
     return make_genesis("test", START, [seat], balances, params or make_params())
+
+
+def make_leaves(count: int) -> list[bytes]:
+    """What stands for the records of the first `count` segments."""
+    return [b"record %d" % index for index in range(count)]
 
 
 class World:
@@ -230,6 +239,7 @@ class World:
             "book": digest("book"),
             "start": order.start,
             "runner_up": None,
+            "closed": self.now,
             "valid_until": self.now + MINUTE,
         }
         return Award(**{**fields, **changes})
@@ -257,14 +267,14 @@ class World:
         return lease
 
     def receipt(self, lease: LeaseRecord, count: int | None = None, /, **changes: Any) -> Receipt:
-        """A receipt for the whole range, all ok."""
+        """A receipt for the whole range, all ok; shorter ones are prefixes of longer ones."""
         count = lease.terms.count if count is None else count
         fields: dict[str, Any] = {
             "lease": lease.id,
             "provider": lease.terms.provider,
             "first": lease.terms.first,
             "count": count,
-            "records": digest("records", count) if count else hashlib.sha256(b"").digest(),
+            "records": compute_root(make_leaves(count)),
             "cause": Cause.OK,
             "usage": Usage(),
             "environment": Environment("ns", digest("runtime"), 1, "openblas"),
@@ -311,8 +321,33 @@ class World:
         receipt = receipt or self.receipt(lease)
         kept = self.storage(lease, receipt, **storage)
         return Deliver(
-            self.sign(self.name(lease.terms.provider), Tag.RECEIPT, receipt), self.sign("holder", Tag.STORAGE, kept)
+            self.sign(self.name(lease.terms.provider), Tag.RECEIPT, receipt),
+            self.sign("holder", Tag.STORAGE, kept),
+            self.prove(lease, receipt),
         )
+
+    def extend(self, lease: LeaseRecord, count: int, /, **changes: Any) -> Extend:
+        """A receipt of the first `count` segments, with what proves that it goes on."""
+        receipt = self.receipt(lease, count, **changes)
+        kept = self.storage(lease, receipt)
+        return Extend(
+            self.sign(self.name(lease.terms.provider), Tag.RECEIPT, receipt),
+            self.sign("holder", Tag.STORAGE, kept),
+            self.prove(lease, receipt),
+        )
+
+    def prove(self, lease: LeaseRecord, receipt: Receipt) -> tuple[bytes, ...]:
+        """The consistency proof from the receipt on the chain, where there is one and it is no longer."""
+        served = self.lease(lease.id).served
+        return prove_consistency(make_leaves(receipt.count), served) if 0 < served <= receipt.count else ()
+
+    def call(self, lease: LeaseRecord) -> Call:
+        """A call for a sign of life."""
+        return Call(lease.id)
+
+    def answer(self, lease: LeaseRecord) -> Answer:
+        """The answer to the last call on the chain."""
+        return Answer(lease.id, self.lease(lease.id).called or 0)
 
     def cancel(self, lease: LeaseRecord) -> Cancel:
         """The requester's cancel."""
