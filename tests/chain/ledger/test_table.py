@@ -26,6 +26,9 @@ FEE = 1_000
 SEND: dict[Event, Callable[[World, LeaseRecord], tuple[str, Any]]] = {
     E.SETTLE: lambda w, lease: ("provider", w.settle(lease)),
     E.DELIVER: lambda w, lease: ("provider", w.deliver(lease)),
+    E.RECEIPT: lambda w, lease: ("rival", w.extend(lease, 3)),
+    E.CALL: lambda w, lease: ("broker", w.call(lease)),
+    E.ANSWER: lambda w, lease: ("provider", w.answer(lease)),
     E.CANCEL: lambda w, lease: ("requester", w.cancel(lease)),
     E.RETURN: lambda w, lease: ("provider", w.give_back(lease)),
 }
@@ -37,6 +40,11 @@ OUTCOMES: dict[tuple[LeaseState, Event], LeaseState] = {
     (S.CANCELLING, E.SETTLE): S.SETTLED,
     (S.DELIVERED, E.SETTLE): S.SETTLED,
     (S.DISPUTED, E.SETTLE): S.SETTLED,
+    (S.OPEN, E.RECEIPT): S.OPEN,
+    (S.CALLED, E.RECEIPT): S.CALLED,
+    (S.CANCELLING, E.RECEIPT): S.CANCELLING,
+    (S.OPEN, E.CALL): S.CALLED,
+    (S.CALLED, E.ANSWER): S.OPEN,
     (S.OPEN, E.DELIVER): S.DELIVERED,
     (S.CALLED, E.DELIVER): S.DELIVERED,
     (S.CANCELLING, E.DELIVER): S.DELIVERED,
@@ -59,7 +67,9 @@ def bring(w: World, state: LeaseState) -> LeaseRecord:
             w.send("requester", w.cancel(lease))
         case S.DELIVERED:
             w.send("provider", w.deliver(lease))
-        case S.CALLED | S.DISPUTED:
+        case S.CALLED:
+            w.send("broker", w.call(lease))
+        case S.DISPUTED:
             w.put_lease(lease, state=state)
         case S.SLASHED | S.VOID:
             w.send("provider", w.settle(lease))
@@ -363,6 +373,7 @@ def open_with(w: World, *, bond: int, damages: int) -> LeaseRecord:
         ("deadline", 10_000, 6 * 900_000, 6 * 900_000 - 540_000),
         ("grace", 10_000, 6 * 900_000, 0),
         ("deadline", 1_000, 540_000, 0),
+        ("silence", 10_000, 6 * 900_000, 6 * 900_000 - 540_000),
     ],
 )
 def test_a_cut_lease_keeps_what_was_served_until_its_end(way: str, bond_bps: int, share: int, burned: int) -> None:
@@ -373,7 +384,9 @@ def test_a_cut_lease_keeps_what_was_served_until_its_end(way: str, bond_bps: int
     lease = open_with(w, bond=bond_bps, damages=1_000)
     if way == "grace":
         w.send("requester", w.cancel(lease), time=lease.terms.opened + WINDOWS.start + 1)
-    w.put_lease(w.lease(lease.id), receipt=ReceiptNote(digest("r"), 4, digest("records"), Cause.OK))
+    w.send("rival", w.extend(lease, 4))
+    if way == "silence":
+        w.send("broker", w.call(lease))
     bond, burned_before = w.bond("provider"), w.ledger.supply().burned
     fees = 0
     if way == "return":
