@@ -37,6 +37,7 @@ class Custody:
         self._quota = quota
         self._capacity = capacity
         self._coming: Counter[bytes] = Counter()
+        self._filling = 0
         connection.execute("PRAGMA synchronous=NORMAL")
         self._total = int(connection.execute("SELECT coalesce(sum(size), 0) FROM blobs").fetchone()[0])
 
@@ -45,17 +46,44 @@ class Custody:
         """Reserve `size` bytes for what is on its way; raises `Refused` (`blob.quota`) or `Unavailable` (`blob.full`)
         where they would not fit beside what is held and on its way.
         """
+        self.reserve(account, size)
+        try:
+            self.fill(size)
+            try:
+                yield
+            finally:
+                self.drain(size)
+        finally:
+            self.release(account, size)
+
+    def reserve(self, account: bytes, size: int) -> None:
+        """Count bytes that an account means to send against its quota; raises `Refused` (`blob.quota`)."""
         if self.compute_held(account) + self._coming[account] + size > self._quota:
             raise Refused(f"the account may hold {self._quota} bytes at this broker", rule="blob.quota")
-        if self._total + self._coming.total() + size > self._capacity:
-            raise Unavailable("the broker's blob store is full; try later", rule="blob.full")
         self._coming[account] += size
-        try:
-            yield
-        finally:
-            self._coming[account] -= size
-            if not self._coming[account]:
-                del self._coming[account]
+
+    def release(self, account: bytes, size: int) -> None:
+        """What was reserved came, or comes no more."""
+        self._coming[account] -= size
+        if not self._coming[account]:
+            del self._coming[account]
+
+    def fill(self, size: int) -> None:
+        """Count bytes that lie on the disk and are no blob yet, or are just coming, against the whole store; raises
+        `Unavailable` (`blob.full`). What is only announced does not count: else a few could shut out all others.
+        """
+        if self._total + self._filling + size > self._capacity:
+            raise Unavailable("the broker's blob store is full; try later", rule="blob.full")
+        self._filling += size
+
+    def drain(self, size: int) -> None:
+        """What was filled is a blob now, or gone."""
+        self._filling -= size
+
+    def take_up(self, account: bytes, size: int, stored: int) -> None:
+        """After a restart: an account means to send `size` bytes, of which `stored` lie on the disk."""
+        self._coming[account] += size
+        self._filling += stored
 
     def compute_held(self, account: bytes) -> int:
         """Bytes that an account holds."""
@@ -79,6 +107,16 @@ class Custody:
     def extend(self, digests: Iterable[bytes], account: bytes, until: int) -> None:
         """Keep what an account holds at least until an Instant."""
         self._write(digests, account, 1, until)
+
+    def renew(self, digest: bytes, account: bytes, until: int) -> int | None:
+        """Size of a blob that the account may read, None where there is none; what it holds itself is kept at least
+        until an Instant.
+        """
+        size = self.get_size(digest, account)
+        if size is not None:
+            query = "UPDATE custody SET until = max(until, ?) WHERE digest = ? AND account = ? AND held = 1"
+            self._connection.execute(query, (until, digest, account))
+        return size
 
     def grant(self, digests: Iterable[bytes], account: bytes, until: int) -> None:
         """Let an account read blobs until an Instant; it does not count against its quota."""

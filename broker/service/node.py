@@ -33,6 +33,7 @@ from broker.service.ledgerside import Chain, LedgerSide
 from broker.service.listener import Listener
 from broker.service.routes import Routes
 from broker.service.settings import BrokerSettings
+from broker.service.uploads import Uploads
 from broker.service.web import WebServer
 from chain import __version__
 from chain.base.errors import TallyError, Unavailable
@@ -93,6 +94,7 @@ class BrokerNode:
         stack.callback(store.close)
         stack.callback(rows.close)
         self.parts = self._make_parts(store, rows, bytes.fromhex(info.chain))
+        stack.callback(self.parts.blobs.close)
         self.desk = Desk(self.parts)
         stack.push_async_callback(self.desk.close)
         await self.parts.ledger.start(info)
@@ -101,9 +103,10 @@ class BrokerNode:
         self.listener = Listener(self.parts, self.desk)
         await self.listener.start()
         stack.push_async_callback(self.listener.close)
-        sweeper = asyncio.create_task(self._sweep())
+        routes = Routes(self.parts, self.desk, self.describe)
+        sweeper = asyncio.create_task(self._sweep(routes.blobs.uploads))
         stack.push_async_callback(_cancel, sweeper)
-        web = WebServer(Routes(self.parts, self.desk, self.describe).make_table(), self._clock)
+        web = WebServer(routes.make_table(), self._clock)
         self.url = await web.start(host, port)
         self.gate = web.gate
         stack.push_async_callback(web.close)
@@ -149,9 +152,10 @@ class BrokerNode:
             directory=Directory(),
         )
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, uploads: Uploads) -> None:
         while True:
             now = self._clock.now()
+            uploads.sweep(now)
             self.parts.blobs.remove(self.parts.custody.sweep(now))
             self.parts.archive.sweep(now - self.parts.house.retention)
             self.parts.directory.sweep(now)

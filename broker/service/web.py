@@ -1,8 +1,8 @@
 """The HTTP side of the API: who signed a request, bodies with deadlines and bounds, errors as problem+json.
 
-Routes are `broker.service.routes`. Every request but `GET /v1/info` is signed (RFC 9421); the signature is checked
-before a byte of the body is read, the body against the signed digest afterwards. Content-Encoding is refused, so that
-nothing inflates (threats.md A14). Connections are capped and have absolute deadlines (rows 32, 33).
+Routes are `broker.service.routes`. Every request but those of `OPEN_ROUTES` is signed (RFC 9421); the signature is
+checked before a byte of the body is read, the body against the signed digest afterwards. Content-Encoding is refused,
+so that nothing inflates (threats.md A14). Connections are capped and have absolute deadlines (rows 32, 33).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
 from broker.protocol.api import MAX_BODY_BYTES, MAX_WAIT_MS, Problem
@@ -40,7 +41,10 @@ CHUNK = 1 << 18
 
 SIGNED_BY: web.RequestKey[SignedBy] = web.RequestKey("signed_by", SignedBy)
 
-OPEN_ROUTES = frozenset({"/v1/info"})
+OPEN_ROUTES = frozenset({"/v1/info", "/v1/providers"})
+
+BYTES = {"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"}
+"""Header fields of an answer that is somebody's bytes."""
 
 STATUS = {
     "http.encoding": 415,
@@ -58,6 +62,8 @@ STATUS = {
     "lease.party": 403,
     "order.requester": 403,
     "blob.account": 403,
+    "upload.offset": 409,
+    "upload.many": 429,
     "auction.open": 409,
     "lease.over": 409,
 }
@@ -177,21 +183,32 @@ def read_number(request: web.Request, name: str) -> int:
     return int(text)
 
 
-async def send_file(request: web.Request, path: Path, size: int, seconds: float) -> web.StreamResponse:
+def read_field(request: web.Request, name: str) -> int | None:
+    """A header field that is one whole number, None if it is not there; raises `Refused` (`http.form`)."""
+    texts = request.headers.getall(name, [])
+    if not texts:
+        return None
+    if len(texts) != 1 or not (texts[0].isdecimal() and texts[0].isascii() and len(texts[0]) <= 18):
+        raise Refused(f"{name} is one whole number", rule="http.form")
+    return int(texts[0])
+
+
+class _FileAnswer(web.FileResponse):
+    """A file, or the range of it that is asked for (RFC 9110), by sendfile; sent once, by `prepare`."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send it; aiohttp calls this again behind the handler."""
+        return None if self.prepared else await super().prepare(request)
+
+
+async def send_file(request: web.Request, path: Path, seconds: float) -> web.StreamResponse:
     """Send a file inside the handler, where its own deadline counts and not that of an idle connection; who has not
     read it by then is cut off (threats.md row 33).
     """
-    response = web.StreamResponse(headers={"X-Content-Type-Options": "nosniff"})
-    response.content_type = "application/octet-stream"
-    response.content_length = size
+    response = _FileAnswer(path, headers=BYTES)
     try:
         async with asyncio.timeout(seconds):
             await response.prepare(request)
-            if request.method != "HEAD":
-                with await asyncio.to_thread(path.open, "rb") as file:
-                    while chunk := await asyncio.to_thread(file.read, CHUNK):
-                        await response.write(chunk)
-            await response.write_eof()
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
