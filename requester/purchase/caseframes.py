@@ -227,6 +227,8 @@ class FrameWriter:
         written = 0
         for piece in pieces:
             written += len(piece)
+            if written > size:
+                break
             yield self._note(piece)
         if written != size:
             raise BadCase(f"{written} bytes of a part `{name}` of {size}", rule="case.size")
