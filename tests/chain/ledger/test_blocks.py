@@ -26,7 +26,7 @@ from chain.ledger.results import LeaseMoved, Result, compute_results_root
 from chain.ledger.terms.agreement import compute_lease_id
 from chain.ledger.transactions import Body, GiveBack, Transfer, compute_transaction_id
 from chain.ledger.tree import StateTree
-from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, World, digest, make_params, salt
+from tests.chain.ledger.world import HOUR, MINUTE, SIGNERS, WINDOWS, World, digest, make_params, salt
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -382,16 +382,26 @@ def test_a_backlog_of_timers_changes_nobodys_outcome() -> None:
     assert {lease for _, lease in rows[:-1]} >= {one for one in mine if one != ids[0]}
 
 
-@pytest.mark.parametrize("act", ["settle", "deliver", "cancel"])
+@pytest.mark.parametrize("act", ["settle", "deliver", "extend", "call", "answer", "cancel"])
 def test_whoever_touches_a_lease_fires_its_partys_backlog(act: str) -> None:
-    """R1: a lease of a provider with a backlog is settled, delivered or cancelled only after that backlog has fired."""
+    """R1: nothing is done to a lease of a provider with a backlog before that backlog has fired."""
     w = World(make_params(block_timers=1, quota=1_000))
     ids = sorted(open_many(w, 4))
     mine = [one for one in ids[1:] if w.lease(one).terms.provider == w.key("provider")]
     late = w.lease(mine[0]).terms.deadline + 1
-    fresh = w.open_lease(salt=salt("fresh"), deadline=late + HOUR)
-    bodies: dict[str, Body] = {"settle": w.settle(fresh), "deliver": w.deliver(fresh), "cancel": w.cancel(fresh)}
-    sender = "requester" if act == "cancel" else "provider"
+    patient = msgspec.structs.replace(WINDOWS, answer=3 * HOUR)
+    fresh = w.open_lease(salt=salt("fresh"), deadline=late + HOUR, windows=patient)
+    if act == "answer":
+        w.send("requester", w.call(fresh))
+    bodies: dict[str, Body] = {
+        "settle": w.settle(fresh),
+        "deliver": w.deliver(fresh),
+        "extend": w.extend(fresh, 4),
+        "call": w.call(fresh),
+        "answer": w.answer(fresh),
+        "cancel": w.cancel(fresh),
+    }
+    sender = "requester" if act in ("call", "cancel") else "provider"
     committed = w.block(w.tx(sender, bodies[act], valid=late), time=late)
     fired = [result.trigger for result in committed.results if result.timer]
     assert set(fired) >= set(mine) and len(set(fired)) == len(fired)

@@ -1,7 +1,8 @@
-"""A stateful market: any order of openings, settles, deliveries, cancels, returns, transfers and pauses.
+"""A stateful market: any order of openings, longer receipts, calls, answers, settles, deliveries, cancels, returns,
+gaps that are served again, transfers and pauses.
 
-After each block: every credit is accounted for, nothing is negative, locked + paid <= cap, what is set aside is what
-live leases hold, and a second ledger that got the block as bytes has the same root.
+After each block: every credit is accounted for, nothing is negative, locked + paid <= cap, no segment is covered twice,
+what is set aside is what live leases hold, and a second ledger that got the block as bytes has the same root.
 """
 
 from __future__ import annotations
@@ -17,23 +18,38 @@ from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.units import MICRO
 from chain.ledger.blocks import Block, compute_block_id
+from chain.ledger.entries import LeaseState
 from chain.ledger.ledger import Ledger
 from chain.ledger.rules.table import ROWS, Event
-from chain.ledger.terms.agreement import Order, compute_lease_id
+from chain.ledger.terms.agreement import Order, compute_lease_id, compute_order_id
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import Span
-from chain.ledger.transactions import Cancel, Deliver, GiveBack, RegisterProvider, Settle, SignedTransaction, Transfer
+from chain.ledger.transactions import (
+    Answer,
+    Call,
+    Cancel,
+    Deliver,
+    Extend,
+    GiveBack,
+    RegisterProvider,
+    Settle,
+    SignedTransaction,
+    Transfer,
+)
 from tests.chain.ledger.world import HOUR, MINUTE, WINDOWS, World, make_params, salt
 
 EVENTS: dict[type, Event] = {
     Settle: Event.SETTLE,
+    Extend: Event.RECEIPT,
+    Call: Event.CALL,
+    Answer: Event.ANSWER,
     Deliver: Event.DELIVER,
     Cancel: Event.CANCEL,
     GiveBack: Event.RETURN,
 }
 PARTIES = st.sampled_from(["requester", "provider", "rival", "broker", "treasury"])
 EDGES = [WINDOWS.start, WINDOWS.start + 1, WINDOWS.acceptance, WINDOWS.acceptance + 1]
-PAUSES = [1, 500, WINDOWS.grace + 1, *EDGES, 20 * MINUTE]
+PAUSES = [1, 500, MINUTE, WINDOWS.grace + 1, *EDGES, 20 * MINUTE]
 
 
 class Market(RuleBasedStateMachine):
@@ -47,6 +63,8 @@ class Market(RuleBasedStateMachine):
         self.w = World(make_params(quota=100_000, block_timers=2), bond=40 * MICRO)
         self.mirror = Ledger(self.w.genesis)
         self.ids: list[bytes] = []
+        self.signed: dict[bytes, Order] = {}
+        self.accepted: dict[bytes, int] = {}
         self.waiting: list[SignedTransaction] = []
         self.step = 1
         self.follow()
@@ -78,7 +96,7 @@ class Market(RuleBasedStateMachine):
         target=orders,
         segments=st.integers(1, 6),
         weighted=st.booleans(),
-        slack=st.sampled_from([0, 0, 1, -1]),
+        slack=st.sampled_from([0, 0, 1, -1, MICRO]),
         damages=st.sampled_from([1_000, 0, 1, 10_000]),
         commission=st.sampled_from([0, 1, 200, 3_333]),
         runs=st.sampled_from([15 * MINUTE, HOUR]),
@@ -87,7 +105,7 @@ class Market(RuleBasedStateMachine):
         self.step += 1
         weights = tuple(range(1, segments + 1)) if weighted else ()
         whole = 333_331 * (sum(weights) or segments)
-        return self.w.order(
+        order = self.w.order(
             segments=segments,
             weights=weights,
             segment_wall=MINUTE,
@@ -101,6 +119,8 @@ class Market(RuleBasedStateMachine):
             watcher=self.w.key("watcher"),
             salt=salt("market", self.step),
         )
+        self.signed[compute_order_id(self.w.chain_id, order)] = order
+        return order
 
     @rule(
         target=leases,
@@ -144,7 +164,38 @@ class Market(RuleBasedStateMachine):
         body = self.w.settle(record, receipt, segments=chosen, release=release, signer=self.w.key(signer))
         if watcher:
             body = Settle(body.receipt, self.w.sign("watcher", Tag.ACCEPTANCE, body.acceptance.body))
-        self.send(sender, body, record.id)
+        if self.send(sender, body, record.id):
+            self.accepted[lease] = len(chosen)
+
+    @rule(lease=leases, sender=PARTIES, count=st.integers(0, 6), cause=st.sampled_from([Cause.OK] * 5 + [Cause.OOM]))
+    def extend(self, lease: bytes, sender: str, count: int, cause: Cause) -> None:
+        record = self.w.lease(lease)
+        body = self.w.extend(record, min(count, record.terms.count), cause=cause)
+        served = record.served
+        if self.send(sender, body, lease):
+            assert self.w.lease(lease).served == body.receipt.body.count > served
+
+    @rule(lease=leases, sender=st.sampled_from(["requester", "broker", "broker", "rival"]))
+    def call(self, lease: bytes, sender: str) -> None:
+        called = self.w.lease(lease).called
+        if self.send(sender, Call(lease), lease):
+            assert called is None or self.w.now >= called + MINUTE
+
+    @rule(lease=leases, sender=st.sampled_from(["provider", "provider", "rival"]), off=st.sampled_from([0, 0, 0, 1]))
+    def answer(self, lease: bytes, sender: str, off: int) -> None:
+        self.send(sender, Answer(lease, (self.w.lease(lease).called or 0) + off), lease)
+
+    @rule(target=leases, lease=leases, provider=st.sampled_from(["provider", "rival"]))
+    def serve_gap(self, lease: bytes, provider: str) -> Any:
+        """A later auction of what a lease of an order left unserved."""
+        identity = self.w.lease(lease).terms.order
+        order, record = self.signed[identity], self.w.ledger.order(identity)
+        covered = {i for one in record.coverage for i in range(one.first, one.first + one.count)} if record else set()
+        gap = [i for i in range(order.segments) if i not in covered]
+        if record is None or not gap:
+            return multiple()
+        count = next((n for n, i in enumerate(gap) if i != gap[0] + n), len(gap))
+        return self.open_lease(order, provider, 100_003, 10_000, (gap[0], count))
 
     @rule(lease=leases, sender=PARTIES, count=st.integers(1, 6), cause=st.sampled_from([Cause.OK, Cause.WALL]))
     def deliver(self, lease: bytes, sender: str, count: int, cause: Cause) -> None:
@@ -189,21 +240,24 @@ class Market(RuleBasedStateMachine):
                 raise AssertionError("a transaction was taken twice")
         assert self.w.ledger.supply() == before and self.w.lease(lease) == locked
 
-    def send(self, sender: str, body: Any, lease: bytes | None = None) -> None:
-        """One transaction on an uncommitted sibling first (it must not matter), then in a block of its own."""
+    def send(self, sender: str, body: Any, lease: bytes | None = None) -> bool:
+        """One transaction on an uncommitted sibling first (it must not matter), then in a block of its own; whether it
+        was taken.
+        """
         tx = self.w.tx(sender, body)
         state = self.w.lease(lease).state if lease else None
         proposal = self.w.ledger.propose(self.w.ledger.head_id, self.w.frame(time=self.w.now + 2), [tx])
         proposal = self.w.ledger.propose(self.w.ledger.head_id, self.w.frame(), [tx])
         if proposal.refused:
             assert not proposal.block.transactions and "." in proposal.refused[0].error.rule
-            return
+            return False
         if state is not None:
             event(f"{type(body).__name__} in {state.value}")
             assert (state, EVENTS[type(body)]) in ROWS
         self.waiting.append(tx)
         self.w.block(tx)
         self.follow()
+        return True
 
     @invariant()
     def every_credit_is_accounted_for(self) -> None:
@@ -228,6 +282,20 @@ class Market(RuleBasedStateMachine):
             else:
                 assert lease.timer is None and lease.locked == lease.bond == 0
 
+    @invariant()
+    def no_segment_is_covered_twice(self) -> None:
+        """R2: what live leases hold and what was paid for add up to the coverage, so none of it counts twice."""
+        covered: dict[bytes, int] = {}
+        for identity in self.ids:
+            lease = self.w.lease(identity)
+            taken = lease.held if lease.is_live else 0
+            if lease.state is LeaseState.SETTLED:
+                taken = self.accepted.get(identity, lease.served)
+            covered[lease.terms.order] = covered.get(lease.terms.order, 0) + taken
+        for order, taken in covered.items():
+            record = self.w.ledger.order(order)
+            assert record is None or sum(one.count for one in record.coverage) == taken
+
     def teardown(self) -> None:
         """In the end every lease ends by itself, and a restart from a snapshot comes to the same root."""
         while self.w.ledger.next_timer() is not None:
@@ -243,4 +311,4 @@ class Market(RuleBasedStateMachine):
 
 
 TestMarket = Market.TestCase
-TestMarket.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestMarket.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
