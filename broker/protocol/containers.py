@@ -120,7 +120,7 @@ def _skip_padding(data: memoryview, place: int) -> int:
 # ---- a list of packed values ----
 
 
-def pack_list(items: Iterable[Part | list[Part]]) -> list[Part]:
+def pack_list(items: Iterable[Buffer | list[Part]]) -> list[Part]:
     """The parts of a list of packed values, each given as its bytes or as its own parts. `split` gives them back.
 
     Raises `BadValue` where they are too many, too large together, or one is empty.

@@ -9,7 +9,6 @@ import collections
 import datetime
 import decimal
 import enum
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -24,48 +23,7 @@ from hypothesis import strategies as st
 
 from broker.protocol import values
 from broker.protocol.values import BadValue, CannotCarry, pack, split, unpack
-
-DTYPES = ["bool", *(f"{one}int{n}" for one in ("", "u") for n in (8, 16, 32, 64)), "float16", "float32", "float64"]
-DTYPES += ["complex64", "complex128"]
-
-
-@st.composite
-def arrays(draw: st.DrawFn) -> Any:
-    """Arrays of every dtype and many layouts; the bytes are arbitrary, so NaNs of all kinds are among them."""
-    dtype = numpy.dtype(draw(st.sampled_from(DTYPES)))
-    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
-    size = math.prod(shape) * dtype.itemsize
-    raw = draw(st.binary(min_size=size, max_size=size))
-    raw = bytes(byte & 1 for byte in raw) if dtype.kind == "b" else raw
-    array = numpy.frombuffer(raw, dtype).reshape(shape)
-    return array.T if draw(st.booleans()) else array
-
-
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(-(2**200), 2**200), st.floats(), st.complex_numbers(),
-    st.text(), st.binary(),
-)  # fmt: skip
-keys = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False), st.text(), st.binary()
-)
-carried = st.recursive(
-    st.one_of(scalars, arrays(), arrays().filter(lambda one: one.size).map(lambda one: one.flat[0])),
-    lambda inner: st.one_of(st.lists(inner), st.lists(inner).map(tuple), st.dictionaries(keys, inner)),
-    max_leaves=20,
-)
-
-
-def same(left: Any, right: Any) -> bool:
-    """Equal in type and to the last bit, NaNs included."""
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, numpy.ndarray | numpy.generic):
-        return bool(left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes())
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, dict):
-        return same([*left], [*right]) and all(same(left[key], right[key]) for key in left)
-    return repr(left) == repr(right)
+from tests.broker.job_values import carried, same
 
 
 @given(carried)
@@ -271,7 +229,7 @@ def test_starting_it_loads_no_numpy_no_tables_and_no_typing() -> None:
         "import sys; from broker.protocol import reporting, values; values.unpack(values.pack([1, {'a': (2,)}]));"
         "print({'numpy', 'pandas', 'pyarrow', 'typing', 'json', 're', 'pickle'} & set(sys.modules))"
     )
-    places = [str(Path(one.__file__).parents[up]) for one, up in ((values, 2), (msgpack, 1))]
+    places = [str(Path(str(one.__file__)).parents[up]) for one, up in ((values, 2), (msgpack, 1))]
     where = f"import sys; sys.path += {places!r};"
     done = subprocess.run([sys.executable, "-S", "-c", where + program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
