@@ -7,26 +7,48 @@ headroom of an order) is the chain's to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from broker.protocol.api import Cancellation, Delivery, Submission
 from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
-from chain.base.codec import Record
+from broker.protocol.messages import MAX_MESSAGE_BYTES
+from chain.base.codec import Record, encode
 from chain.base.errors import Refused
 from chain.base.hashing import Digest, Tag, compute_digest
 from chain.base.keys import Key, Signed, check_key, verify
+from chain.base.merkle import Frontier
 from chain.base.units import Amount, Bps, Millis
 from chain.ledger.rules.opening import check_order
-from chain.ledger.terms.agreement import Award, Bid, Order
+from chain.ledger.terms.agreement import Award, Bid, Kind, Order
+from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import (
     Acceptance,
+    Receipt,
     SegmentRecord,
     compute_receipt_id,
-    compute_records_root,
+    is_final,
 )
 
 MAX_AUCTION = 600_000
 """Milliseconds that an auction may stay open."""
+
+MAX_DEADLINE = 90 * 24 * 3_600_000
+"""Milliseconds that a deadline may lie ahead: outputs of prefixes are kept until then and for the retention."""
+
+MAX_SEGMENTS = 65_536
+"""Segments of one order: the broker has the records of all of them in memory until the job is over."""
+
+ANNOUNCED_BESIDE = 6_144
+"""Bytes of an announcement besides order and spec: at most 256 spans, names, signatures."""
+
+MANY_DELIVERIES = 4_096
+"""Receipts of one lease behind which …"""
+
+MANY_RECORDS = 16
+"""… a prefix has to bring so many records more: so receipts of a lease stay below 8,192 while its segments may be
+many more. A final receipt is always taken.
+"""
 
 EMPTY = compute_digest(b"")
 """Digest that stands for "nothing here"; nobody has to store it."""
@@ -64,6 +86,7 @@ def check_submission(house: House, submission: Submission, means: Means, now: in
         raise Refused("weights are one per segment, or none", rule="order.weights")
     # 2. What this release can do, and what the chain would open at all: nobody bids in vain, no sum leaves its range.
     check_order(order)
+    _check_size(submission)
     if order.replicas != 1:
         raise Refused("only one replica per order is done so far", rule="order.replicas")
     # 3. Time: the auction is open, and an end follows its close.
@@ -71,6 +94,8 @@ def check_submission(house: House, submission: Submission, means: Means, now: in
         raise Refused(f"the auction has to close within {MAX_AUCTION} ms from now", rule="order.closes")
     if not order.closes < order.deadline <= order.expiry:
         raise Refused("closes, deadline and expiry have to follow one another", rule="order.deadline")
+    if order.deadline > now + MAX_DEADLINE:
+        raise Refused(f"the deadline has to be within {MAX_DEADLINE} ms from now", rule="order.deadline")
     # 4. Money: our commission is allowed, and the cap is there to be locked.
     if house.commission > order.commission:
         raise Refused(
@@ -89,6 +114,14 @@ def check_submission(house: House, submission: Submission, means: Means, now: in
     return order
 
 
+def _check_size(submission: Submission) -> None:
+    order = submission.order.body
+    if order.segments > (1 if order.kind is Kind.RUN else MAX_SEGMENTS):
+        raise Refused(f"a run is one segment, other jobs at most {MAX_SEGMENTS}", rule="order.segments")
+    if len(encode(submission.order)) + len(encode(submission.spec)) > MAX_MESSAGE_BYTES - ANNOUNCED_BESIDE:
+        raise Refused("order and job spec do not fit one message on the bus; use fewer weights", rule="order.size")
+
+
 def check_cancellation(chain_id: bytes, order: Order, order_id: bytes, signed: Signed[Cancellation]) -> None:
     """Raise `Refused` unless the requester takes this very order back."""
     if signed.body.order != order_id or signed.body.requester != order.requester:
@@ -96,31 +129,88 @@ def check_cancellation(chain_id: bytes, order: Order, order_id: bytes, signed: S
     verify(signed, Tag.CANCELLATION, chain_id, order.requester)
 
 
-def check_delivery(chain_id: bytes, lease: bytes, award: Award, bid: Bid, delivery: Delivery) -> None:
-    """Raise `Refused` unless receipt and records are whole, belong to the lease, and are the provider's (R5)."""
-    receipt = delivery.receipt.body
+class Agreed(NamedTuple):
+    """What a lease was awarded for."""
+
+    lease: bytes
+    award: Award
+    bid: Bid
+    kind: Kind
+
+
+class HandedIn:
+    """What was handed in of one lease: the records of its longest prefix, the tree over them, and the receipts."""
+
+    def __init__(self) -> None:
+        self.records: list[SegmentRecord] = []
+        self.tree = Frontier()
+        self.deliveries = 0
+        self.final: Receipt | None = None
+
+    def add(self, delivery: Delivery, count: int) -> None:
+        """Take a checked and trimmed delivery of a lease of `count` segments."""
+        for record in delivery.records:
+            self.records.append(record)
+            self.tree.append(encode(record))
+        self.deliveries += 1
+        if is_final(delivery.receipt.body, count):
+            self.final = delivery.receipt.body
+
+
+def check_delivery(chain_id: bytes, agreed: Agreed, known: HandedIn, delivery: Delivery) -> Delivery:
+    """The delivery as it is kept: without blobs, and without records that are here already. Raises `Refused` unless
+    receipt and records go on from what was handed in, belong to the lease, and are the provider's (R5, R9).
+    """
+    receipt, award = delivery.receipt.body, agreed.award
     # 1. The receipt is for this lease and says what comes with it.
-    if receipt.lease != lease or receipt.provider != bid.provider:
+    if receipt.lease != agreed.lease or receipt.provider != agreed.bid.provider:
         raise Refused("the receipt is for another lease or provider", rule="R5.lease")
     if receipt.first != award.first or not 0 < receipt.count <= award.count:
         raise Refused("the receipt is for no prefix of the lease's range", rule="R5.prefix")
-    if len(delivery.records) != receipt.count:
-        raise Refused(f"{len(delivery.records)} records with a receipt over {receipt.count}", rule="R5.count")
-    # 2. Records are in order, of this lease and provider, beginning with the range's first input.
-    bodies = [record.body for record in delivery.records]
-    for index, record in enumerate(bodies, receipt.first):
-        _check_record(record, lease, bid.provider, index)
-    if award.first == 0 and bodies[0].input != award.start:
-        raise Refused("the first record names another input than the award", rule="R5.start")
-    # 3. The root is over them, the receipt ends as its last record does.
-    if compute_records_root(bodies) != receipt.records:
+    if delivery.since + len(delivery.records) != receipt.count:
+        text = f"{len(delivery.records)} records behind {delivery.since} with a receipt over {receipt.count}"
+        raise Refused(text, rule="R5.count")
+    # 2. It goes on from what is here.
+    new = _check_continues(known, delivery)
+    final = is_final(receipt, award.count)
+    if not final and known.deliveries >= MANY_DELIVERIES and len(new) < MANY_RECORDS:
+        text = f"behind {MANY_DELIVERIES} receipts a prefix brings at least {MANY_RECORDS} records"
+        raise Refused(text, rule="delivery.many")
+    # 3. Records are in order, of this lease and provider, each going on from the one before.
+    for index, record in enumerate(new, award.first + len(known.records)):
+        _check_record(record, agreed, index)
+    _check_inputs(agreed, known, new)
+    # 4. All went well but at most the last; the receipt ends as that one does, and says so only when it is final.
+    if any(record.cause is not Cause.OK for record in new[:-1]):
+        raise Refused("behind a segment that failed comes no other", rule="R9.cause")
+    if new[-1].cause is not receipt.cause or receipt.cause is Cause.HOST:
+        raise Refused("the receipt's cause is not that of its last record, or is the host's", rule="R5.cause")
+    if not final and (receipt.log != EMPTY or receipt.provenance != EMPTY):
+        raise Refused("only a final receipt names log and provenance", rule="R5.log")
+    if final and receipt.provenance == EMPTY:
+        raise Refused("a final receipt names its provenance", rule="R5.provenance")
+    # 5. The root is over all of them.
+    tree = known.tree.copy()
+    for record in new:
+        tree.append(encode(record))
+    if tree.root != receipt.records:
         raise Refused("the receipt's root is not over these records", rule="R5.root")
-    if bodies[-1].cause is not receipt.cause:
-        raise Refused("the receipt's cause is not that of its last record", rule="R5.cause")
-    # 4. Signatures.
-    verify(delivery.receipt, Tag.RECEIPT, chain_id, bid.provider)
-    for signed in delivery.records:
-        verify(signed, Tag.SEGMENT, chain_id, bid.provider)
+    # 6. Signed by the provider: the receipt commits to the records.
+    verify(delivery.receipt, Tag.RECEIPT, chain_id, agreed.bid.provider)
+    return Delivery(delivery.receipt, len(known.records), new, ())
+
+
+def _check_continues(known: HandedIn, delivery: Delivery) -> tuple[SegmentRecord, ...]:
+    """The records that are new."""
+    since, here = delivery.since, len(known.records)
+    if since > here:
+        raise Refused(f"records from {here} of the lease on are missing", rule="R5.since")
+    overlap = here - since
+    if list(delivery.records[:overlap]) != known.records[since : since + len(delivery.records)]:
+        raise Refused("a record is another than was handed in before", rule="R5.overlap")
+    if known.final is not None or len(delivery.records) <= overlap:
+        raise Refused(f"a receipt over {here} segments is here, or a final one", rule="R5.shorter")
+    return delivery.records[overlap:]
 
 
 def list_delivered_blobs(delivery: Delivery) -> tuple[bytes, ...]:
@@ -129,7 +219,7 @@ def list_delivered_blobs(delivery: Delivery) -> tuple[bytes, ...]:
 
 
 def check_acceptance(
-    chain_id: bytes, order: Order, lease: bytes, receipts: Sequence[bytes], signed: Signed[Acceptance]
+    chain_id: bytes, order: Order, lease: bytes, receipts: Collection[bytes], signed: Signed[Acceptance]
 ) -> None:
     """Raise `Refused` unless requester or watcher accepts one of the lease's receipts (ids) that the broker has."""
     acceptance = signed.body
@@ -145,16 +235,30 @@ def compute_delivery_id(chain_id: bytes, delivery: Delivery) -> bytes:
     return compute_receipt_id(chain_id, delivery.receipt.body)
 
 
-def _check_record(record: SegmentRecord, lease: bytes, provider: bytes, index: int) -> None:
-    if record.lease != lease or record.provider != provider:
+def _check_record(record: SegmentRecord, agreed: Agreed, index: int) -> None:
+    if record.lease != agreed.lease or record.provider != agreed.bid.provider:
         raise Refused("a record is of another lease or provider", rule="R5.record")
     if record.index != index:
         raise Refused(f"record {record.index} stands where {index} belongs", rule="R5.index")
+
+
+def _check_inputs(agreed: Agreed, known: HandedIn, new: Sequence[SegmentRecord]) -> None:
+    """R5: the start the award names, and for a `train` each segment from the state before. What a `map` read only who
+    has the items can tell.
+    """
+    if agreed.kind is Kind.MAP:
+        return
+    before = known.records[-1].output if known.records else agreed.award.start
+    for record in new:
+        if record.input != before:
+            rule = "R5.start" if record.index == agreed.award.first else "R5.chain"
+            raise Refused(f"segment {record.index} did not begin with the state before it", rule=rule)
+        before = record.output
 
 
 def _read_digests(delivery: Delivery) -> Iterator[bytes]:
     yield delivery.receipt.body.log
     yield delivery.receipt.body.provenance
     for record in delivery.records:
-        yield record.body.output
-        yield record.body.error
+        yield record.output
+        yield record.error

@@ -19,10 +19,10 @@ from broker.protocol.messages import Acknowledgement, Announcement, Book, Declin
 from chain.base.codec import Record
 from chain.base.hashing import Digest
 from chain.base.keys import Key, Signed
-from chain.base.units import Height, Instant
-from chain.ledger.terms.agreement import Award, Bid, Order
+from chain.base.units import Count, Height, Instant
+from chain.ledger.terms.agreement import Award, Bid, Few, Order
 from chain.ledger.terms.work import Acceptance
-from chain.ledger.transactions import Open
+from chain.ledger.transactions import Extend, Open
 
 Text = Annotated[str, msgspec.Meta(max_length=500)]
 
@@ -76,8 +76,23 @@ class DeclineArrived(Record, frozen=True, tag="decline-arrived"):
     decline: Signed[Decline]
 
 
+class Surveyed(Record, frozen=True, tag="surveyed"):
+    """The answer to `Inquire`: who is known to fit what a later round is going to offer."""
+
+    round: Count
+    survey: Survey
+
+
 class ProviderLeft(Record, frozen=True, tag="provider-left"):
-    """A provider's presence ended: nobody needs to wait for its answer."""
+    """A provider is gone, by its own farewell or because its offer ran out: nobody needs to wait for its answer, and
+    its leases are in doubt.
+    """
+
+    provider: Key
+
+
+class ProviderBack(Record, frozen=True, tag="provider-back"):
+    """A provider that had gone and has leases of this order offers again."""
 
     provider: Key
 
@@ -115,15 +130,23 @@ class OpenDelayed(Record, frozen=True, tag="open-delayed"):
 
 
 class LeaseChanged(Record, frozen=True, tag="lease-changed"):
-    """The chain's word on a lease: its state by the name of law.md's table."""
+    """The chain's word on a lease: its state by the name of law.md's table; how many segments the receipt there covers
+    (`receipt`: its id, 32 zeros where there is none), the cause it ended by, and how many segments are still at stake.
+    """
 
     lease: Digest
     state: Text
     height: Height
+    served: Count
+    held: Count
+    cause: Text
+    receipt: Digest
 
 
 class DeliveryArrived(Record, frozen=True, tag="delivery-arrived"):
-    """A checked delivery, all of whose blobs (`size` bytes) lie safely on our disk."""
+    """A checked delivery, trimmed to what is new and without its blobs, all of which (`size` bytes) lie safely on our
+    disk.
+    """
 
     lease: Digest
     delivery: Delivery
@@ -150,7 +173,9 @@ AuctionEvent = (
     OrderPosted
     | BidArrived
     | DeclineArrived
+    | Surveyed
     | ProviderLeft
+    | ProviderBack
     | ProviderCame
     | OpenFinal
     | OpenRefused
@@ -197,9 +222,10 @@ class PublishAward(Record, frozen=True, tag="publish-award"):
 
 
 class GrantInputs(Record, frozen=True, tag="grant-inputs"):
-    """Let a provider read code and inputs until an Instant."""
+    """Let a provider read code, inputs and the state it begins with until an Instant."""
 
     provider: Key
+    digests: tuple[Digest, ...]
     until: Instant
 
 
@@ -211,6 +237,30 @@ class SubmitOpen(Record, frozen=True, tag="submit-open"):
     lease: Digest
     body: Open
     valid_until: Instant
+
+
+class SubmitExtend(Record, frozen=True, tag="submit-extend"):
+    """Put the newest prefix of a provider that is gone on the chain. A refusal changes nothing: what follows is heard
+    as `LeaseChanged`. The same `valid_until` makes the same transaction.
+    """
+
+    lease: Digest
+    body: Extend
+    valid_until: Instant
+
+
+class SubmitCall(Record, frozen=True, tag="submit-call"):
+    """Call a provider that is gone (R6). As with `SubmitExtend`."""
+
+    lease: Digest
+    valid_until: Instant
+
+
+class Inquire(Record, frozen=True, tag="inquire"):
+    """Say as `Surveyed` who fits a part of so many segments: round `round` is about to begin."""
+
+    round: Count
+    segments: Few
 
 
 class WatchLease(Record, frozen=True, tag="watch-lease"):
@@ -257,6 +307,9 @@ AuctionEffect = (
     | PublishAward
     | GrantInputs
     | SubmitOpen
+    | SubmitExtend
+    | SubmitCall
+    | Inquire
     | WatchLease
     | Notify
     | StoreStorageReceipt

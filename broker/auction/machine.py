@@ -1,27 +1,26 @@
-"""The auction of one order as a machine: announced, collecting, opening, leased, ended (design.md section 4, R12).
+"""The auction of one order as a machine: rounds, lots, gaps, the end (design.md section 4, R2, R3, R12).
 
-It closes when everybody known to match has answered, at the latest at the order's `closes`; while nobody has made a
-bid that could win and somebody declined for a reason that may pass, it waits for room until then. It awards; opens
-the lease; on a refusal for the winner's reason tries the next bid; then relays receipt and acceptance until the chain
-says that the lease is over. All it signs (acknowledgements, book, award, storage receipt) follows from stored events
-alone, so that a replay signs the same bytes and a restart can't equivocate.
+Round 0 offers all segments; its book is divided among the cheapest bids (`scoring`), each part becomes a lot, and lots
+run side by side. What the chain says a lease left unserved is a gap; gaps are offered again in a later round, with new
+bids, until something stands in the way: cancelled, too many failed segments, no time, too many rounds. The job ends
+when no lot is live and nothing may be offered. All that is signed (acknowledgements, books, awards, storage receipts)
+follows from stored events alone, so that a replay signs the same bytes and a restart can't equivocate.
 
-Not here: checks of what comes from outside (`admission`), the choice (`scoring`), the words for nobody
-(`explanation`).
+Not here: checks of what comes from outside (`admission`), one round (`rounds`), one award (`lots`), what is unserved
+(`gaps`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import assert_never
 
-from broker.auction.admission import House, Means, compute_delivery_id, list_delivered_blobs
-from broker.auction.book import OpenBook
+from broker.auction.admission import House, Means
+from broker.auction.book import MAX_SPANS
 from broker.auction.events import (
     AcceptanceArrived,
     Acknowledge,
-    Announce,
     AuctionEffect,
     AuctionEvent,
     BidArrived,
@@ -30,67 +29,48 @@ from broker.auction.events import (
     DeclineArrived,
     DeliveryArrived,
     Finish,
-    GrantInputs,
+    Inquire,
     LeaseChanged,
     Notify,
     OpenDelayed,
     OpenFinal,
     OpenRefused,
     OrderPosted,
-    PassAcceptance,
+    ProviderBack,
     ProviderCame,
     ProviderLeft,
     PublishAward,
     PublishBook,
     Restarted,
-    StoreStorageReceipt,
-    SubmitOpen,
+    Surveyed,
     WatchLease,
     Withdraw,
 )
-from broker.auction.explanation import explain
+from broker.auction.gaps import find_gaps, find_obstacle, find_start
+from broker.auction.lots import TX_VALIDITY, Lot, LotPhase
 from broker.auction.matching import Survey
-from broker.auction.scoring import choose, find_fault
-from broker.protocol.api import (
-    Accepted,
-    Announced,
-    Awarded,
-    Closed,
-    Delivered,
-    Ended,
-    JobEvent,
-    Opened,
-    Unmatched,
-)
+from broker.auction.rounds import Posted, Round
+from broker.auction.scoring import Share, compute_cost
+from broker.protocol.api import Announced, Closed, Ended, Failed, JobEvent
 from broker.protocol.jobs import JobSpec
-from broker.protocol.messages import PASSING, Announcement, Book, Withdrawal
+from broker.protocol.messages import Withdrawal
 from chain.base.hashing import Tag
-from chain.base.keys import Signed, Signer
-from chain.ledger.terms.agreement import Award, Bid, Order, compute_bid_id, compute_lease_id, compute_order_id
-from chain.ledger.terms.work import Acceptance, StorageReceipt
-from chain.ledger.transactions import Open
+from chain.base.keys import Signer
+from chain.ledger.terms.agreement import Kind, Order, compute_order_id
+from chain.ledger.terms.work import Span
 
-AWARD_VALIDITY = 60_000
-"""Milliseconds in which an award can open its lease."""
+MAX_ROUND = 10_000
+"""Milliseconds that a later round may stay open; a shorter first auction makes shorter later ones."""
 
-TX_VALIDITY = 30_000
-"""Milliseconds for which one opening transaction is valid; a later try is a new transaction."""
+PAUSE_FIRST = 1_000
+"""Milliseconds between a round that brought nothing and the next; doubled each time …"""
 
-RETRY_FIRST = 250
-"""Milliseconds until an opening that the chain did not answer is tried again; doubled each time …"""
-
-RETRY_MOST = 4_000
+PAUSE_MOST = 30_000
 """… up to this."""
-
-MAX_DELIVERIES = 16
-"""Receipts taken for one lease."""
-
-ENDS = frozenset({"settled", "slashed", "unstarted", "returned", "expired", "cancelled", "void"})
-"""States of a lease from which nothing follows (law.md)."""
 
 
 class Phase(StrEnum):
-    """Where an order stands."""
+    """Where an order stands: `collecting` while a round is open, `opening` while a lease is being opened."""
 
     NEW = "new"
     COLLECTING = "collecting"
@@ -103,312 +83,393 @@ class Auction:
     """Machine of one order; see `broker.auction.events` for what goes in and out."""
 
     def __init__(self, signer: Signer, house: House) -> None:
-        self.phase = Phase.NEW
         self.news: list[JobEvent] = []
         self.order: Order
         self.order_id = bytes(32)
         self.spec: JobSpec
-        self.winner: Signed[Bid] | None = None
-        self.award: Signed[Award] | None = None
-        self.lease = bytes(32)
-        self.acceptance: Signed[Acceptance] | None = None
-        self.receipts: dict[bytes, Signed[StorageReceipt]] = {}
+        self.lots: dict[bytes, Lot] = {}
+        self.round: Round | None = None
         self.posted = 0
         self._signer = signer
         self._house = house
-        self._signed: Signed[Order]
-        self._survey: Survey
-        self._awaited: set[bytes] = set()
-        self._asked = False
-        self._gone: set[bytes] = set()
-        self._collected: OpenBook
-        self._book: Signed[Book]
-        self._tried: set[bytes] = set()
-        self._refusals: set[str] = set()
-        self._tx_until = 0
-        self._retry_at: int | None = None
-        self._retry_after = RETRY_FIRST
+        self._shared: Posted
+        self._first: Round
+        self._rounds = 0
+        self._asking = False
+        self._bids: set[bytes] = set()
+        self._pause = 0
+        self._pause_until: int | None = None
+        self._no_more = ""
+        self._refused = ""
+        self._cancelled = False
+        self._ended = False
+
+    @property
+    def phase(self) -> Phase:
+        """Where it stands."""
+        if self._ended:
+            return Phase.ENDED
+        if not self.posted:
+            return Phase.NEW
+        if self.round is not None:
+            return Phase.COLLECTING
+        return Phase.OPENING if any(self._list_lots(LotPhase.OPENING)) else Phase.LEASED
 
     @property
     def promised(self) -> int:
-        """What the order may still take of the requester's free balance without the chain having locked it (R12 f)."""
-        if self.phase in (Phase.COLLECTING, Phase.OPENING):
+        """What the order may still take of the requester's free balance without the chain having locked it (R12 f).
+
+        The whole cap until the first lease stands. From then on openings under way, and what is still to be offered at
+        the order's limit: nothing for work that is locked or done, so that nobody is refused because of it.
+        """
+        if self._ended or not self.posted:
+            return 0
+        if not any(lot.state for lot in self.lots.values()):
             return self.order.cap + self.order.deposit
-        return 0
+        opening = sum(lot.cost for lot in self._list_lots(LotPhase.OPENING))
+        gaps = () if self._no_more else self._find_gaps()
+        house = self._house.commission
+        return min(self.order.cap, opening + sum(compute_cost(self.order, self.order.limit, house, g) for g in gaps))
 
     def handle(self, event: AuctionEvent, now: int) -> Sequence[AuctionEffect]:
-        """Take one event. What no longer fits the phase changes nothing."""
+        """Take one event. What no longer fits changes nothing."""
         match event:
-            case OrderPosted():
-                return self._post(event, now)
-            case BidArrived():
-                return self._take_bid(event, now)
-            case DeclineArrived():
-                return self._take_decline(event, now)
-            case ProviderLeft():
-                return self._lose(event.provider, now)
             case ProviderCame():
                 return self._greet(event.provider)
-            case OpenFinal() | OpenRefused() | OpenDelayed():
-                return self._take_outcome(event, now)
-            case LeaseChanged():
-                return self._take_state(event, now)
-            case DeliveryArrived():
-                return self._take_delivery(event, now)
-            case AcceptanceArrived():
-                return self._take_acceptance(event.acceptance, now)
-            case Cancelled():
-                return self._cancel(now)
             case Restarted():
                 return self._resume(now)
             case _:
-                assert_never(event)
+                effects = list(self._take(event, now))
+                return [*effects, *self._advance(now)]
 
     def wake_at(self) -> int | None:
-        """The auction's close, or the next try to open."""
-        if self.phase is Phase.COLLECTING:
-            return self.order.closes
-        return self._retry_at if self.phase is Phase.OPENING else None
+        """A round's close, the end of a pause, the next try to open, the next call."""
+        if self.phase in (Phase.NEW, Phase.ENDED):
+            return None
+        due = [lot.wake_at() for lot in self.lots.values()]
+        due += [self.round.closes if self.round else None, self._pause_until]
+        return min((one for one in due if one is not None), default=None)
 
     def wake(self, now: int) -> Sequence[AuctionEffect]:
-        """Close, or try again to open."""
+        """Settle all that is due."""
         due = self.wake_at()
         if due is None or due > now:
             return ()
-        if self.phase is Phase.COLLECTING:
-            return self._close(now)
-        return (self._submit(now),)
+        effects: list[AuctionEffect] = []
+        if self.round is not None and self.round.closes <= now:
+            effects += self._close(self.round, now)
+        if self._pause_until is not None and self._pause_until <= now:
+            self._pause_until = None
+        for lot in list(self.lots.values()):
+            effects += lot.wake(now)
+        return [*effects, *self._advance(now)]
 
-    # Collecting
+    def expects(self, provider: bytes) -> bool:
+        """Whether it matters that a provider leaves."""
+        waits = self.round is not None and self.round.expects(provider)
+        return waits or any(lot.is_live and lot.missing_since is None for lot in self._list_of(provider))
+
+    def misses(self, provider: bytes) -> bool:
+        """Whether it matters that a provider is back."""
+        return any(lot.is_live and lot.missing_since is not None for lot in self._list_of(provider))
+
+    def _take(self, event: AuctionEvent, now: int) -> Sequence[AuctionEffect]:
+        match event:
+            case OrderPosted():
+                return self._post(event, now)
+            case Surveyed():
+                return self._begin(event, now)
+            case BidArrived() | DeclineArrived():
+                return self._take_answer(event, now)
+            case ProviderLeft():
+                return self._lose(event.provider, now)
+            case ProviderBack():
+                return self._regain(event.provider)
+            case OpenFinal() | OpenRefused() | OpenDelayed():
+                return self._take_outcome(event, now)
+            case LeaseChanged():
+                return self._take_change(event, now)
+            case DeliveryArrived():
+                return self._take_delivery(event, now)
+            case AcceptanceArrived():
+                lot = self.lots.get(event.acceptance.body.lease)
+                return lot.take_acceptance(event.acceptance, now) if lot is not None and not self._ended else ()
+            case Cancelled():
+                return self._cancel()
+            case ProviderCame() | Restarted():
+                return ()
+            case _:
+                assert_never(event)
+
+    # Rounds
 
     def _post(self, event: OrderPosted, now: int) -> Sequence[AuctionEffect]:
-        if self.phase is not Phase.NEW:
+        if self.posted:
             return ()
-        self._signed, self.order, self.spec, self._survey = event.order, event.order.body, event.spec, event.survey
+        self.order, self.spec = event.order.body, event.spec
         self.order_id = compute_order_id(self._house.chain, self.order)
         self.posted = now
-        self._collected = OpenBook(self._signer, self._house.chain, self.order_id)
+        self._shared = Posted(self._signer, self._house, event.order, self.order_id, self.spec, self._tell)
         if _exceeds(event.means, self.order):
             return self._end("refused", "the cap does not fit the requester's free balance", now)
-        self.phase = Phase.COLLECTING
-        matching = event.survey.matching
-        self._awaited = set(matching) or {one.provider for one in event.survey.misfits}
-        self._asked = bool(self._awaited)
-        return (self._announcement(), self._tell(Announced(now, len(matching), self.order.closes)))
+        self._first = self._open_round((Span(0, self.order.segments),), event.survey, self.order.closes)
+        return self._announce(self._first, now)
 
-    def _announcement(self, provider: bytes | None = None) -> Announce:
-        body = Announcement(self._house.broker, self._signed, self.spec, self.order.closes)
-        return Announce(self._signer.sign(Tag.ANNOUNCEMENT, self._house.chain, body), provider)
+    def _begin(self, event: Surveyed, now: int) -> Sequence[AuctionEffect]:
+        """A later round: what is unserved by now."""
+        if not self._asking or event.round != self._rounds:
+            return ()
+        self._asking = False
+        gaps = self._find_gaps()
+        if not gaps or self._no_more:
+            return ()
+        return self._announce(self._open_round(gaps[:MAX_SPANS], event.survey, now + self._round_time), now)
 
-    def _take_bid(self, event: BidArrived, now: int) -> Sequence[AuctionEffect]:
-        bid = event.bid.body
-        if bid.order != self.order_id or not event.registered or self.phase is not Phase.COLLECTING:
-            return ()
-        given = self._collected.take_bid(event.bid)
-        if given is None:
-            return ()
-        return (Acknowledge(bid.provider, given), *self._answer(bid.provider, now))
+    @property
+    def _round_time(self) -> int:
+        return max(1, min(self.order.closes - self.posted, MAX_ROUND))
 
-    def _take_decline(self, event: DeclineArrived, now: int) -> Sequence[AuctionEffect]:
-        decline = event.decline.body
-        if decline.order != self.order_id or self.phase is not Phase.COLLECTING:
+    def _open_round(self, spans: Sequence[Span], survey: Survey, closes: int) -> Round:
+        self.round = Round(self._shared, self._rounds, spans, survey, closes)
+        self._rounds += 1
+        return self.round
+
+    def _announce(self, opened: Round, now: int) -> Sequence[AuctionEffect]:
+        news = Announced(now, opened.number, opened.spans, len(opened.survey.matching), opened.closes)
+        return (opened.announce(), self._tell(news))
+
+    def _take_answer(self, event: BidArrived | DeclineArrived, now: int) -> Sequence[AuctionEffect]:
+        body = event.bid.body if isinstance(event, BidArrived) else event.decline.body
+        if self.round is None or body.order != self.order_id:
             return ()
-        self._collected.take_decline(event.decline)
-        return self._answer(decline.provider, now)
+        effects: list[AuctionEffect] = []
+        if isinstance(event, BidArrived):
+            # A bid counts in the round it was made for: one of an earlier round was answered by that one's book.
+            given = None
+            if event.registered and event.bid.signature not in self._bids:
+                given = self.round.take_bid(event)
+            if given is None:
+                return ()
+            effects.append(Acknowledge(body.provider, given))
+        else:
+            self.round.take_decline(event.decline)
+        if self.round.is_done(body.provider, now):
+            effects += self._close(self.round, now)
+        return effects
 
     def _lose(self, provider: bytes, now: int) -> Sequence[AuctionEffect]:
-        if self.phase is not Phase.COLLECTING:
+        for lot in self._list_of(provider):
+            lot.lose(now)
+        if self.round is None:
             return ()
-        self._gone.add(provider)
-        return self._answer(provider, now)
+        self.round.lose(provider)
+        return self._close(self.round, now) if self.round.is_done(provider, now) else ()
+
+    def _regain(self, provider: bytes) -> Sequence[AuctionEffect]:
+        for lot in self._list_of(provider):
+            lot.regain()
+        return ()
 
     def _greet(self, provider: bytes) -> Sequence[AuctionEffect]:
-        if self.phase is not Phase.COLLECTING or provider in self._collected.answered():
+        if self.round is None or provider in self.round.collected.answered():
             return ()
-        return (self._announcement(provider),)
+        return (self.round.announce(provider),)
 
-    def _answer(self, provider: bytes, now: int) -> Sequence[AuctionEffect]:
-        """Cross a provider off; the last one closes the auction, unless only time can bring a bid. With nobody to wait
-        for, the deadline closes it.
-        """
-        self._awaited.discard(provider)
-        if self._awaited or not self._asked or self._waits_for_room(now):
-            return ()
-        return self._close(now)
+    def _close(self, closing: Round, now: int) -> Sequence[AuctionEffect]:
+        self.round = None
+        book = closing.close(now)
+        self._bids.update(bid.signature for bid in book.body.bids)
+        effects: list[AuctionEffect] = [PublishBook(book), self._tell(Closed(now, book))]
+        shares = () if self._no_more else closing.divide()
+        for share in shares:
+            effects += self._award(closing, share, now)
+        if not shares:
+            self._slow_down(now)
+        return effects
 
-    def _waits_for_room(self, now: int) -> bool:
-        """Whether no bid could win yet, and somebody who is still there may bid once another of its leases ends."""
-        bids, declines = self._collected.bids, self._collected.declines.values()
-        passing = {signed.body.provider for signed in declines if signed.body.reason in PASSING}
-        if passing <= self._gone | {bid.body.provider for bid in bids}:
-            return False
-        return choose(self.order, bids, self._house.commission, now) is None
+    def _award(self, closed: Round, share: Share, now: int) -> list[AuctionEffect]:
+        start = find_start(self.lots.values(), self.order, share.first)
+        if start is None:
+            return []
+        lot = Lot(self._shared, closed, share, start, now)
+        self.lots[lot.lease] = lot
+        return lot.start(now)
 
-    # Award and opening
-
-    def _close(self, now: int) -> Sequence[AuctionEffect]:
-        self.phase = Phase.OPENING
-        self._book = self._collected.close(now)
-        return (PublishBook(self._book), self._tell(Closed(now, self._book)), *self._award_next(now))
-
-    def _award_next(self, now: int) -> Sequence[AuctionEffect]:
-        choice = choose(self.order, self._collected.bids, self._house.commission, now, self._tried)
-        if choice is None:
-            return self._find_nobody(now)
-        bid_id = compute_bid_id(self._house.chain, choice.bid.body)
-        body = Award(
-            order=self.order_id,
-            bid=bid_id,
-            replica=0,
-            first=0,
-            count=self.order.segments,
-            price=choice.price,
-            commission=self._house.commission,
-            book=self._book.body.root,
-            start=self.order.start,
-            runner_up=choice.runner_up,
-            valid_until=now + AWARD_VALIDITY,
-        )
-        self.winner = choice.bid
-        self.award = self._signer.sign(Tag.AWARD, self._house.chain, body)
-        self.lease = compute_lease_id(self._house.chain, body)
-        self._tx_until, self._retry_after = 0, RETRY_FIRST
-        news = self._tell(Awarded(now, self.award, choice.bid, self.lease))
-        return (*self._grant(choice.bid, self.award), self._submit(now), news)
-
-    def _grant(self, bid: Signed[Bid], award: Signed[Award]) -> Sequence[AuctionEffect]:
-        provider = bid.body.provider
-        return (GrantInputs(provider, self.order.expiry), PublishAward(provider, award))
-
-    def _submit(self, now: int) -> SubmitOpen:
-        """The opening of the present award, as a new transaction if the last one has run out."""
-        assert self.award is not None and self.winner is not None
-        if self._tx_until <= now:
-            self._tx_until = now + TX_VALIDITY
-        self._retry_at = None
-        return SubmitOpen(self.lease, Open(self._signed, self.award, self.winner), self._tx_until)
+    # Lots
 
     def _take_outcome(self, event: OpenFinal | OpenRefused | OpenDelayed, now: int) -> Sequence[AuctionEffect]:
-        if self.phase is not Phase.OPENING or event.lease != self.lease or self.award is None:
+        lot = self.lots.get(event.lease)
+        if lot is None or lot.phase is not LotPhase.OPENING or self._ended:
             return ()
         match event:
             case OpenFinal():
-                return self._become_leased(now)
+                return [*lot.become_leased(now), *self._tell_round(lot.round), WatchLease(lot.lease)]
             case OpenDelayed():
-                return self._try_later(event.text, self.order.expiry + TX_VALIDITY, now)
+                if lot.try_later(self.order.expiry + TX_VALIDITY, now):
+                    return ()
             case OpenRefused(blame=Blame.BROKER):
-                return self._try_later(event.text, self.award.body.valid_until, now)
+                if not self._cancelled and lot.try_later(lot.award.body.valid_until, now):
+                    return ()
             case OpenRefused(blame=Blame.REQUESTER):
-                withdrawal = self._withdraw(f"the chain refused the order: {event.rule}")
-                return (withdrawal, *self._end("refused", event.text, now))
+                self._refused = self._refused or f"the chain refused the order: {event.rule}: {event.text}"
+                self._no_more = self._no_more or self._refused
             case OpenRefused():
-                self._tried.add(self.winner.signature if self.winner else b"")
-                self._refusals.add(event.rule)
-                return self._award_next(now)
+                lot.round.refusals.add(event.rule)
+                return self._replace(lot, event.rule, now)
+        if not isinstance(event, OpenRefused) or event.blame is Blame.BROKER:
+            self._refused = self._refused or f"the broker could not open the lease: {event.text}"
+        rule = event.rule if isinstance(event, OpenRefused) else "chain.unreachable"
+        return self._drop(lot, rule, now)
 
-    def _try_later(self, text: str, until: int, now: int) -> Sequence[AuctionEffect]:
-        """Try again, until nothing that was sent can open the lease any more: behind the award's validity where the
-        chain refused, behind the order's expiry where it was silent.
+    def _replace(self, lot: Lot, rule: str, now: int) -> Sequence[AuctionEffect]:
+        """The next best bid of the same book takes the range; with none left it is a gap."""
+        share = None if self._no_more else lot.round.replace(lot.part, now)
+        if share is None:
+            return self._drop(lot, rule, now)
+        lot.fail()
+        return [self._tell(Failed(now, lot.lease, rule)), *self._award(lot.round, share, now)]
+
+    def _drop(self, lot: Lot, rule: str, now: int) -> Sequence[AuctionEffect]:
+        lot.fail()
+        self._slow_down(now)
+        return [self._tell(Failed(now, lot.lease, rule)), *self._tell_round(lot.round)]
+
+    def _tell_round(self, closed: Round) -> list[AuctionEffect]:
+        """Once all awards of a round stand or failed: tell everybody, so that who did not win is free. Before that a
+        bid without a part may still take the place of a refused one.
         """
-        if now > until:
-            text = f"the broker could not open the lease: {text}"
-            return (self._withdraw(text), *self._end("refused", text, now))
-        self._retry_at = now + self._retry_after
-        self._retry_after = min(self._retry_after * 2, RETRY_MOST)
-        return ()
-
-    def _become_leased(self, now: int) -> Sequence[AuctionEffect]:
-        assert self.award is not None
-        self.phase, self._retry_at = Phase.LEASED, None
-        news = self._tell(Opened(now, self.lease))
-        return (news, PublishAward(None, self.award), WatchLease(self.lease))
-
-    def _find_nobody(self, now: int) -> Sequence[AuctionEffect]:
-        declines = tuple(self._collected.declines.values())
-        bids = [signed.body for signed in self._collected.bids]
-        why = explain(self.order, self.spec, self._survey, declines, bids)
-        text = why.text
-        if bids and not why.lowest:
-            faults = {find_fault(self.order, bid, self._house.commission, now) for bid in bids} | self._refusals
-            text = f"there were {len(bids)} bids, but none could open a lease: {', '.join(sorted(faults - {''}))}"[:500]
-        news = Unmatched(now, why.lowest, text, declines)
-        return (self._tell(news), self._withdraw(news.text), *self._end("unmatched", news.text, now))
-
-    # Work
+        lots = [lot for lot in self.lots.values() if lot.round is closed]
+        if closed.told or any(lot.phase is LotPhase.OPENING for lot in lots):
+            return []
+        standing = [lot for lot in lots if lot.phase is not LotPhase.FAILED]
+        closed.told = bool(standing)
+        return [PublishAward(None, lot.award) for lot in standing]
 
     def _take_delivery(self, event: DeliveryArrived, now: int) -> Sequence[AuctionEffect]:
-        if self.award is None or event.lease != self.lease or self.phase not in (Phase.OPENING, Phase.LEASED):
+        lot = self.lots.get(event.lease)
+        if lot is None or self._ended:
             return ()
-        receipt = compute_delivery_id(self._house.chain, event.delivery)
-        if receipt in self.receipts or len(self.receipts) >= MAX_DELIVERIES:
-            return ()
-        until = now + self._house.retention
-        body = StorageReceipt(self._house.broker, self.lease, receipt, event.size, until)
-        storage = self._signer.sign(Tag.STORAGE, self._house.chain, body)
-        self.receipts[receipt] = storage
-        kept = StoreStorageReceipt(self.lease, list_delivered_blobs(event.delivery), until)
-        return (kept, self._tell(Delivered(now, event.delivery, storage)))
+        effects = lot.take_delivery(event, now)
+        if effects:
+            self._pause = 0
+        return effects
 
-    def _take_acceptance(self, acceptance: Signed[Acceptance], now: int) -> Sequence[AuctionEffect]:
-        known = acceptance.body.receipt in self.receipts and acceptance.body.lease == self.lease
-        if not known or self.winner is None or acceptance == self.acceptance:
+    def _take_change(self, event: LeaseChanged, now: int) -> Sequence[AuctionEffect]:
+        lot = self.lots.get(event.lease)
+        if lot is None or self._ended:
             return ()
-        self.acceptance = acceptance
-        passed = PassAcceptance(self.winner.body.provider, acceptance)
-        return (passed, self._tell(Accepted(now, acceptance)))
+        before = lot.is_working
+        effects = lot.take_change(event, now)
+        if event.state in ("cancelling", "cancelled"):
+            self._no_more = self._no_more or "a lease was cancelled by the requester"
+        if before and not lot.is_working and not lot.served:
+            self._slow_down(now)
+        return effects
 
-    def _take_state(self, event: LeaseChanged, now: int) -> Sequence[AuctionEffect]:
-        if self.phase is not Phase.LEASED or event.lease != self.lease or event.state not in ENDS:
+    def _slow_down(self, now: int) -> None:
+        """What brought nothing is not repeated at once."""
+        self._pause = min(max(2 * self._pause, PAUSE_FIRST), PAUSE_MOST)
+        self._pause_until = now + self._pause
+
+    # What is next
+
+    def _advance(self, now: int) -> Sequence[AuctionEffect]:
+        """Offer what is unserved, or end the job."""
+        if self.phase in (Phase.NEW, Phase.ENDED) or self.round is not None or self._asking:
             return ()
-        return self._end(event.state, f"the lease is {event.state} on the chain", now)
+        live = [lot for lot in self.lots.values() if lot.is_live]
+        if not live and not any(lot.state for lot in self.lots.values()):
+            return self._give_up(now)
+        gaps = self._find_gaps()
+        if gaps:
+            closes = now + self._round_time
+            found = find_obstacle(self.order, self.spec, self.lots.values(), gaps, self._rounds, closes)
+            self._no_more = self._no_more or found
+        if gaps and not self._no_more:
+            width = self.spec.parallelism if self.order.kind is Kind.MAP else 1
+            if self._pause_until is None and sum(lot.is_working for lot in live) < width:
+                self._asking = True
+                return (self._inquire(gaps),)
+            return ()
+        self._pause_until = None
+        return () if live else self._finish(now)
+
+    def _inquire(self, gaps: Sequence[Span]) -> Inquire:
+        return Inquire(self._rounds, max(span.count for span in gaps))
+
+    def _find_gaps(self) -> tuple[Span, ...]:
+        return find_gaps(self.lots.values(), self.order.segments)
+
+    def _give_up(self, now: int) -> Sequence[AuctionEffect]:
+        """No lease was opened at all."""
+        if self._cancelled:
+            return self._end("withdrawn", "taken back", now)
+        if self._refused:
+            return (self._withdraw(self._refused), *self._end("refused", self._refused, now))
+        news = self._first.explain(now)
+        return (self._tell(news), self._withdraw(news.text), *self._end("unmatched", news.text, now))
+
+    def _finish(self, now: int) -> Sequence[AuctionEffect]:
+        """All leases are over and nothing more is offered."""
+        opened = [lot for lot in self.lots.values() if lot.state]
+        if len(opened) == 1:
+            state = opened[0].state
+            return self._end(state, f"the lease is {state} on the chain{self._why}", now)
+        served = sum(lot.served for lot in opened)
+        state = "settled" if served == self.order.segments else "partly" if served else opened[-1].state
+        return self._end(state, f"{served} of {self.order.segments} segments are served{self._why}", now)
+
+    @property
+    def _why(self) -> str:
+        return f"; {self._no_more}" if self._no_more else ""
 
     # Ends
 
-    def _cancel(self, now: int) -> Sequence[AuctionEffect]:
-        if self.phase is not Phase.COLLECTING:
+    def _cancel(self) -> Sequence[AuctionEffect]:
+        """No further round. A lease whose opening is under way may still open: what was sent can't be called back. It
+        ends, like those that are open, by the requester's `Cancel` on the chain.
+        """
+        if self._cancelled or self.phase in (Phase.NEW, Phase.ENDED):
             return ()
-        return (self._withdraw("taken back by the requester"), *self._end("withdrawn", "taken back", now))
+        self._cancelled, self._asking, self._no_more = True, False, "taken back by the requester"
+        if self.round is None:
+            return ()
+        self.round = None
+        return () if any(self._list_lots(LotPhase.OPENING)) else (self._withdraw(self._no_more),)
 
     def _withdraw(self, text: str) -> Withdraw:
         return Withdraw(self._signer.sign(Tag.WITHDRAWAL, self._house.chain, Withdrawal(self.order_id, text[:500])))
 
     def _end(self, state: str, text: str, now: int) -> Sequence[AuctionEffect]:
-        self.phase, self._retry_at = Phase.ENDED, None
+        self._ended, self.round, self._pause_until = True, None, None
         return (self._tell(Ended(now, state, text[:500])), Finish())
 
     def _tell(self, news: JobEvent) -> Notify:
         self.news.append(news)
         return Notify(news)
 
+    def _list_lots(self, phase: LotPhase) -> Iterator[Lot]:
+        return (lot for lot in self.lots.values() if lot.phase is phase)
+
+    def _list_of(self, provider: bytes) -> list[Lot]:
+        return [lot for lot in self.lots.values() if lot.provider == provider]
+
     def _resume(self, now: int) -> Sequence[AuctionEffect]:
         """Ask again for all that is outstanding."""
-        match self.phase:
-            case Phase.NEW:
-                return ()
-            case Phase.COLLECTING:
-                return (self._announcement(),)
-            case Phase.OPENING:
-                return self._resume_opening(now)
-            case Phase.LEASED:
-                return self._resume_lease()
-            case Phase.ENDED:
-                return (Finish(),)
-
-    def _resume_opening(self, now: int) -> Sequence[AuctionEffect]:
-        assert self.award is not None and self.winner is not None
-        return (PublishBook(self._book), *self._grant(self.winner, self.award), self._submit(now))
-
-    def _resume_lease(self) -> Sequence[AuctionEffect]:
-        assert self.award is not None and self.winner is not None
-        effects: list[AuctionEffect] = [*self._grant(self.winner, self.award), PublishAward(None, self.award)]
-        effects.append(WatchLease(self.lease))
-        effects += [self._keep(one) for one in self.news if isinstance(one, Delivered)]
-        if self.acceptance is not None:
-            effects.append(PassAcceptance(self.winner.body.provider, self.acceptance))
+        if self.phase is Phase.NEW:
+            return ()
+        if self.phase is Phase.ENDED:
+            return (Finish(),)
+        effects: list[AuctionEffect] = []
+        books = {lot.round.number: lot.round.book for lot in self._list_lots(LotPhase.OPENING)}
+        effects += [PublishBook(book) for book in books.values() if book is not None]
+        for lot in self.lots.values():
+            effects += lot.resume(now)
+        if self.round is not None:
+            effects.append(self.round.announce())
+        if self._asking:
+            effects.append(self._inquire(self._find_gaps()))
         return effects
-
-    def _keep(self, one: Delivered) -> StoreStorageReceipt:
-        return StoreStorageReceipt(self.lease, list_delivered_blobs(one.delivery), one.storage.body.kept_until)
 
 
 def _exceeds(means: Means, order: Order) -> bool:

@@ -8,12 +8,12 @@ at all, and `price` is never found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
-from broker.protocol.jobs import JobSpec
-from broker.protocol.messages import Offer, Reason
+from broker.protocol.jobs import JobSpec, Resources
+from broker.protocol.messages import Offer, Reason, Tariff
 from chain.base.codec import Record
 from chain.base.keys import Key
 from chain.base.units import Amount
@@ -21,6 +21,8 @@ from chain.ledger.terms.agreement import Order
 
 MAX_MISFITS = 64
 """Providers that don't fit and are remembered for the explanation."""
+
+GIB = 1 << 30
 
 Text = Annotated[str, msgspec.Meta(max_length=500)]
 
@@ -50,21 +52,37 @@ class Survey(Record, frozen=True, tag="survey"):
     misfits: Annotated[tuple[Misfit, ...], msgspec.Meta(max_length=MAX_MISFITS)]
 
 
-def find_mismatches(offer: Offer, order: Order, spec: JobSpec, now: int) -> tuple[Mismatch, ...]:
-    """Every clause of the order that the offer does not meet at Instant `now`; empty if it fits."""
-    return tuple(found for clause in _CLAUSES if (found := clause(offer, order, spec, now)) is not None)
+class Wanted(NamedTuple):
+    """What an offer is held against: the order, its spec, the present Instant, the longest span on offer."""
+
+    order: Order
+    spec: JobSpec
+    now: int
+    segments: int
 
 
-def survey(offers: Iterable[Offer], order: Order, spec: JobSpec, now: int) -> Survey:
-    """Sort the offers that still stand at `now` into those that fit and those that don't. Parties of the order are left
-    out (R3 f).
+def find_mismatches(
+    offer: Offer, order: Order, spec: JobSpec, now: int, segments: int | None = None
+) -> tuple[Mismatch, ...]:
+    """Every clause of the order that the offer does not meet at Instant `now`; empty if it fits.
+
+    `segments` is the longest span on offer, by default the whole order. A bidder must be able to serve all of it in
+    time: among how many bids it will be divided nobody knows before the close, and one that is alone gets all.
+    """
+    wanted = Wanted(order, spec, now, order.segments if segments is None else segments)
+    return tuple(found for clause in _CLAUSES if (found := clause(offer, wanted)) is not None)
+
+
+def survey(offers: Iterable[Offer], order: Order, spec: JobSpec, now: int, segments: int | None = None) -> Survey:
+    """Sort the offers that still stand at `now` into those that fit a part of `segments` (by default all) and those
+    that don't. Parties of the order are left out (R3 f).
     """
     matching: list[bytes] = []
     misfits: list[Misfit] = []
     for offer in offers:
         if offer.valid_until < now or offer.provider in (order.requester, order.auctioneer):
             continue
-        mismatches = find_mismatches(offer, order, spec, now)
+        mismatches = find_mismatches(offer, order, spec, now, segments)
         if not mismatches:
             matching.append(offer.provider)
         elif len(misfits) < MAX_MISFITS:
@@ -72,10 +90,21 @@ def survey(offers: Iterable[Offer], order: Order, spec: JobSpec, now: int) -> Su
     return Survey(tuple(sorted(matching)), tuple(misfits))
 
 
-def compute_duration(order: Order, lanes: int) -> int:
-    """Milliseconds that an order may take with so many lanes, the start window included (R3 d)."""
-    rounds = -(-order.segments // max(lanes, 1))
-    return order.windows.start + rounds * order.segment_wall
+def compute_duration(order: Order, lanes: int, segments: int | None = None) -> int:
+    """Milliseconds that a part of so many segments (by default all) may take with so many lanes, the start window
+    included (R3 d).
+    """
+    turns = -(-(order.segments if segments is None else segments) // max(lanes, 1))
+    return order.windows.start + turns * order.segment_wall
+
+
+def compute_list_price(tariff: Tariff, resources: Resources, segment_wall: int) -> int:
+    """Micro-credits per segment by a provider's list: base, cores and memory for the whole wall limit (milliseconds),
+    each rounded up. What it bids may differ.
+    """
+    cores = -(-tariff.core_second * resources.millicores * segment_wall // 1_000_000)
+    memory = -(-tariff.gib_second * resources.memory_bytes * segment_wall // (GIB * 1_000))
+    return tariff.base + cores + memory
 
 
 def show_bytes(size: int) -> str:
@@ -85,69 +114,70 @@ def show_bytes(size: int) -> str:
     return f"{size // 10**6} MB" if size >= 10**6 else f"{size} bytes"
 
 
-def _runtime(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
-    wanted = spec.runtime
+def _runtime(offer: Offer, wanted: Wanted) -> Mismatch | None:
+    runtime = wanted.spec.runtime
     pythons = sorted({one.python for one in offer.runtimes})
-    same = [one for one in offer.runtimes if one.python == wanted.python]
-    if any(set(wanted.packages) <= set(one.packages) for one in same):
+    same = [one for one in offer.runtimes if one.python == runtime.python]
+    if any(set(runtime.packages) <= set(one.packages) for one in same):
         return None
     if not same:
-        text = f"needs Python {wanted.python}; here is {', '.join(pythons) or 'none'}"
+        text = f"needs Python {runtime.python}; here is {', '.join(pythons) or 'none'}"
     else:
-        missing = min((sorted(set(wanted.packages) - set(one.packages)) for one in same), key=len)
+        missing = min((sorted(set(runtime.packages) - set(one.packages)) for one in same), key=len)
         text = f"needs the packages {', '.join(missing)}"
     return Mismatch(Reason.RUNTIME, 0, 0, text[:500])
 
 
-def _memory(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
-    asked = spec.resources.memory_bytes
+def _memory(offer: Offer, wanted: Wanted) -> Mismatch | None:
+    asked = wanted.spec.resources.memory_bytes
     if asked <= offer.memory_bytes:
         return None
     text = f"asks for {show_bytes(asked)} of memory; at most {show_bytes(offer.memory_bytes)} here"
     return Mismatch(Reason.MEMORY, asked, offer.memory_bytes, text)
 
 
-def _cores(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
-    asked = spec.resources.millicores
+def _cores(offer: Offer, wanted: Wanted) -> Mismatch | None:
+    asked = wanted.spec.resources.millicores
     if asked <= offer.millicores:
         return None
     text = f"asks for {asked} millicores; at most {offer.millicores} here"
     return Mismatch(Reason.CORES, asked, offer.millicores, text)
 
 
-def _level(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
-    if spec.level.rank <= offer.level.rank:
+def _level(offer: Offer, wanted: Wanted) -> Mismatch | None:
+    if wanted.spec.level.rank <= offer.level.rank:
         return None
-    text = f"asks for isolation {spec.level}; {offer.level} here"
-    return Mismatch(Reason.LEVEL, spec.level.rank, offer.level.rank, text)
+    text = f"asks for isolation {wanted.spec.level}; {offer.level} here"
+    return Mismatch(Reason.LEVEL, wanted.spec.level.rank, offer.level.rank, text)
 
 
-def _wall(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
-    if order.segment_wall <= offer.segment_wall:
+def _wall(offer: Offer, wanted: Wanted) -> Mismatch | None:
+    if wanted.order.segment_wall <= offer.segment_wall:
         return None
-    text = f"a segment may take {order.segment_wall} ms; at most {offer.segment_wall} ms here"
-    return Mismatch(Reason.WALL, order.segment_wall, offer.segment_wall, text)
+    text = f"a segment may take {wanted.order.segment_wall} ms; at most {offer.segment_wall} ms here"
+    return Mismatch(Reason.WALL, wanted.order.segment_wall, offer.segment_wall, text)
 
 
-def _busy(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
+def _busy(offer: Offer, wanted: Wanted) -> Mismatch | None:
     return Mismatch(Reason.BUSY, 1, 0, "takes no jobs at present") if offer.slots == 0 else None
 
 
-def _deadline(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
-    needed, left = compute_duration(order, offer.slots), max(0, order.deadline - now)
+def _deadline(offer: Offer, wanted: Wanted) -> Mismatch | None:
+    needed = compute_duration(wanted.order, offer.slots, wanted.segments)
+    left = max(0, wanted.order.deadline - wanted.now)
     if needed <= left:
         return None
     text = f"may take {needed} ms with {offer.slots} lanes; the deadline is {left} ms away"
     return Mismatch(Reason.DEADLINE, left, needed, text)
 
 
-def _bond(offer: Offer, order: Order, spec: JobSpec, now: int) -> Mismatch | None:
-    if offer.bond_free > 0 or (order.damages == 0 and order.panel == 0):
+def _bond(offer: Offer, wanted: Wanted) -> Mismatch | None:
+    if offer.bond_free > 0 or (wanted.order.damages == 0 and wanted.order.panel == 0):
         return None
     return Mismatch(Reason.BOND, 1, 0, "has no bond that is free")
 
 
-_Clause = Callable[[Offer, Order, JobSpec, int], Mismatch | None]
+_Clause = Callable[[Offer, Wanted], Mismatch | None]
 _CLAUSES: tuple[_Clause, ...] = (_runtime, _memory, _cores, _level, _wall, _busy, _deadline, _bond)
 
 
