@@ -180,7 +180,7 @@ async def test_each_call_asks_by_name_and_gives_its_view(
 @pytest.mark.parametrize("answer", ["zz", "00", ""])
 async def test_a_proof_that_is_none_is_refused(answer: str) -> None:
     async with serve(result(answer)) as (client, _):
-        for call in (client.header(1), client.proof(KEY)):
+        for call in (client.header(1), client.proof(KEY), client.prove_lease(KEY)):
             with pytest.raises((Fault, Refused)):
                 await call
 
