@@ -19,10 +19,13 @@ from chain.base.units import Count, Instant
 from chain.ledger.terms.agreement import Bid
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Acceptance, Receipt, SegmentRecord, StorageReceipt
-from chain.ledger.transactions import Deliver, GiveBack, Settle
+from chain.ledger.transactions import Answer, Deliver, Extend, GiveBack, Settle
 
 Detail = Annotated[str, msgspec.Meta(max_length=1_000)]
 Label = Annotated[str, msgspec.Meta(max_length=200)]
+
+MAX_BATCH = 256
+"""Most segments in one event: what is ready together is stored by one write."""
 
 
 class LeaseState(StrEnum):
@@ -57,12 +60,15 @@ class Task(StrEnum):
 
     SETTLE = "settle"
     DELIVER = "deliver"
+    EXTEND = "extend"
+    ANSWER = "answer"
     GIVE_BACK = "return"
 
 
 class LeaseOpened(Record, frozen=True, tag="lease_opened"):
     """The chain has a lease on our bid (R3): from a final block, never only from the broker. `announcement` and `bid`
-    are what we promised. The range is `first` .. `first + count - 1`.
+    are what we promised. The range is `first` .. `first + count - 1`; `start` is the digest of its first input (for a
+    `map` the order's item root).
     """
 
     lease: Digest
@@ -70,14 +76,20 @@ class LeaseOpened(Record, frozen=True, tag="lease_opened"):
     bid: Signed[Bid]
     first: Count
     count: Count
+    start: Digest
     opened: Instant
     deadline: Instant
 
 
 class LeaseMoved(Record, frozen=True, tag="lease_moved"):
-    """The chain says the lease is in this live state now."""
+    """The chain says the lease is in this live state now: `served` segments are in the receipt that stands there,
+    `held` are still at stake, the last call was at `called` (0: none).
+    """
 
     state: LeaseState
+    served: Count
+    held: Count
+    called: Instant
 
 
 class LeaseEnded(Record, frozen=True, tag="lease_ended"):
@@ -106,11 +118,8 @@ class SlotGranted(Record, frozen=True, tag="slot_granted"):
 
 
 class SegmentRan(Record, frozen=True, tag="segment_ran"):
-    """A segment is over, and its output and traceback are in the workspace under these digests. `attempt` is that of
-    the `Run` it belongs to.
-    """
+    """A segment is over, and its output and traceback are in the workspace under these digests."""
 
-    attempt: Count
     index: Count
     input: Digest
     output: Digest
@@ -121,9 +130,24 @@ class SegmentRan(Record, frozen=True, tag="segment_ran"):
     dispatch: Label
 
 
+Batch = Annotated[tuple[SegmentRan, ...], msgspec.Meta(max_length=MAX_BATCH)]
+"""Segments in their order."""
+
+
+class SegmentsRan(Record, frozen=True, tag="segments_ran"):
+    """Segments of the `Run` of this `attempt`, all that were ready together. They ran under isolation level `level`
+    with the linear algebra `blas`.
+    """
+
+    attempt: Count
+    level: Label
+    blas: Label
+    segments: Batch
+
+
 class RunEnded(Record, frozen=True, tag="run_ended"):
     """Nothing of the job runs any more. `cause` as the sandbox says (`host`: it failed, the job did not); the log is in
-    the workspace under `log`. `last` is the segment that ended with it, if no event of its own told of it: one event
+    the workspace under `log`. `last` are segments that ended with it and that no event of their own told of: one event
     is stored sooner than two.
     """
 
@@ -134,13 +158,18 @@ class RunEnded(Record, frozen=True, tag="run_ended"):
     blas: Label
     log: Digest
     finished: Instant
-    last: SegmentRan | None = None
+    last: Batch = ()
 
 
 class Stored(Record, frozen=True, tag="stored"):
-    """The holder keeps everything under the receipt (R8)."""
+    """The holder keeps everything under our receipt over the first `count` segments (R8)."""
 
     storage: Signed[StorageReceipt]
+    count: Count
+
+
+class HolderLost(Record, frozen=True, tag="holder_lost"):
+    """The holder no longer knows the records it signed for: they have to be handed in from the first on."""
 
 
 class StoreFailed(Record, frozen=True, tag="store_failed"):
@@ -187,9 +216,10 @@ WorkEvent = (
     | BlobsFetched
     | FetchFailed
     | SlotGranted
-    | SegmentRan
+    | SegmentsRan
     | RunEnded
     | Stored
+    | HolderLost
     | StoreFailed
     | AcceptanceArrived
     | TransactionFinal
@@ -217,7 +247,7 @@ class AskSlot(Effect, frozen=True):
 
 
 class Run(Effect, frozen=True):
-    """Run segments `first` .. `first + count - 1` in the sandbox: a `SegmentRan` each, once its output is in the
+    """Run segments `first` .. `first + count - 1` in the sandbox: `SegmentsRan`, once their outputs are in the
     workspace; then `RunEnded`. With `count` 0 just close the log: `RunEnded`.
     """
 
@@ -235,7 +265,7 @@ class Report(Effect, frozen=True):
 
     done: int
     total: int
-    record: Signed[SegmentRecord]
+    records: tuple[SegmentRecord, ...]
 
 
 class FreeSlot(Effect, frozen=True):
@@ -243,10 +273,14 @@ class FreeSlot(Effect, frozen=True):
 
 
 class PostReceipt(Effect, frozen=True):
-    """Hand in receipt, records and the blobs they name, trying again through outages: `Stored` or `StoreFailed`."""
+    """Hand in a receipt, the records from number `since` of the lease on, and the blobs they name, trying again through
+    outages: `Stored`, `HolderLost` or `StoreFailed`. `provenance` is the blob that a final receipt names.
+    """
 
     receipt: Signed[Receipt]
-    records: tuple[Signed[SegmentRecord], ...]
+    since: int
+    records: tuple[SegmentRecord, ...]
+    provenance: bytes
 
 
 class AwaitAcceptance(Effect, frozen=True):
@@ -259,7 +293,7 @@ class Submit(Effect, frozen=True):
     """
 
     task: Task
-    body: Settle | Deliver | GiveBack
+    body: Settle | Deliver | Extend | Answer | GiveBack
     why: str
 
 

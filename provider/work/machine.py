@@ -3,27 +3,23 @@
     new -> fetching -> queued -> running -> posting -> stored -> delivered -> ended
                  \\________\\________\\________\\______\\-> leaving -/
 
-It runs only what the chain has opened (R3), signs one record per segment and one receipt (R5, `papers`), settles on
-an acceptance (R7, in every live state), delivers when none came within the patience (R8, silence accepts), and gives
-the lease back when it cannot be served (R4): before the start window ends that costs one part in a hundred, before
-the deadline it saves the rest of the bond's share. What the chain says about the lease always wins. Not here: how
-anything is fetched, run, stored or sent.
+It runs only what the chain has opened (R3), makes one record per segment (R5, `papers`) and hands in receipts of
+prefixes as the work goes (`handing`), settles on an acceptance (R7, in every live state), delivers when none came
+within the patience (R8, silence accepts), and answers calls (R6). A lease that cannot be served to its end is left:
+the segments that are done are handed in and put on the chain, so that they are paid for, then the rest is given back
+(R4): before the start window ends that costs one part in a hundred, before the deadline it saves the rest of the
+bond's share. What the chain says about the lease always wins. Not here: how anything is fetched, run, stored or sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
-from typing import assert_never
-
-import msgspec
+from typing import NamedTuple, assert_never
 
 from chain.base.errors import Fault
-from chain.base.hashing import Tag, compute_signed_bytes
-from chain.base.keys import Signed, Signer, is_signature
+from chain.base.keys import Signer
 from chain.ledger.terms.outcome import Cause
-from chain.ledger.terms.work import Acceptance, StorageReceipt
-from chain.ledger.transactions import Deliver, GiveBack, Settle
+from chain.ledger.terms.work import SegmentRecord
 from provider.work.events import (
     AcceptanceArrived,
     AskSlot,
@@ -33,64 +29,43 @@ from provider.work.events import (
     FetchFailed,
     Finish,
     FreeSlot,
+    HolderLost,
     Kill,
     LeaseEnded,
     LeaseMoved,
     LeaseOpened,
     LeaseState,
-    PostReceipt,
     Report,
     Restarted,
     Run,
     RunEnded,
-    SegmentRan,
+    SegmentsRan,
     SlotGranted,
     Stopping,
     Stored,
     StoreFailed,
-    Submit,
     Task,
     TransactionFinal,
     TransactionRefused,
     WorkEffect,
     WorkEvent,
 )
+from provider.work.handing import Handing
 from provider.work.papers import Papers
+from provider.work.phases import ANSWERING, UNFINISHED, Patience, Phase
+from provider.work.standing import Standing
+
+Settlement = Callable[[int], Sequence[WorkEffect]]
+"""What is done when a timer is due."""
 
 
-class Phase(StrEnum):
-    """Where the work stands."""
+class Parts(NamedTuple):
+    """What there is once the lease is open."""
 
-    NEW = "new"
-    FETCHING = "fetching"
-    QUEUED = "queued"
-    RUNNING = "running"
-    POSTING = "posting"
-    STORED = "stored"
-    DELIVERED = "delivered"
-    STOPPED = "stopped"
-    LEAVING = "leaving"
-    ENDED = "ended"
-
-
-UNFINISHED = frozenset({Phase.FETCHING, Phase.QUEUED, Phase.RUNNING})
-"""Phases in which there is no receipt yet."""
-
-UNDELIVERED = UNFINISHED | {Phase.POSTING, Phase.STORED}
-"""Phases in which the deadline still threatens."""
-
-
-class Patience(msgspec.Struct, frozen=True):
-    """Milliseconds: how long to wait for an acceptance before delivering; before the start window's end and before
-    the deadline to give up; what a re-run needs beside its wall limits. `attempts` is how often a job is tried on a
-    failing host.
-    """
-
-    acceptance: int = 3_000
-    start: int = 5_000
-    deadline: int = 4_000
-    overhead: int = 1_000
-    attempts: int = 2
+    opened: LeaseOpened
+    papers: Papers
+    handing: Handing
+    standing: Standing
 
 
 class Work:
@@ -99,20 +74,25 @@ class Work:
     def __init__(self, signer: Signer, chain_id: bytes, patience: Patience | None = None) -> None:
         self.phase = Phase.NEW
         self.opened: LeaseOpened | None = None
-        self.papers: Papers | None = None
         self.failures: list[str] = []
         self._signer = signer
         self._chain_id = chain_id
         self._patience = patience or Patience()
+        self._parts: Parts | None = None
         self._attempt = 0
         self._host_failures = 0
-        self._cancelling = False
-        self._storage: Signed[StorageReceipt] | None = None
-        self._acceptance: Signed[Acceptance] | None = None
+        self._done_before = 0
+        self._is_closing = False
+        self._is_stopping = False
+        self._leave_by = 0
+        self._why = ""
         self._deliver_at: int | None = None
-        self._delivering = False
-        self._refused: set[Task] = set()
         self._end_state = LeaseState.VOID
+
+    @property
+    def papers(self) -> Papers | None:
+        """Records and receipts, once there is a lease."""
+        return self._parts.papers if self._parts is not None else None
 
     def handle(self, event: WorkEvent, now: int) -> Sequence[WorkEffect]:
         """See `chain.base.machine.Machine`. What does not fit the phase is ignored: late news of an earlier attempt,
@@ -124,34 +104,34 @@ class Work:
             return self._finish_again(event)
         match event:
             case LeaseMoved():
-                return self._move(event.state)
+                return self._move(event, now)
             case LeaseEnded():
                 self._end_state = event.state
                 return (*self._halt(Phase.ENDED), Finish(event.state))
-            case BlobsFetched() | FetchFailed() | SlotGranted() | SegmentRan() | RunEnded():
+            case BlobsFetched() | FetchFailed() | SlotGranted() | SegmentsRan() | RunEnded():
                 return self._hear_run(event, now)
-            case Stored() | StoreFailed() | AcceptanceArrived():
+            case Stored() | StoreFailed() | HolderLost() | AcceptanceArrived():
                 return self._hear_holder(event, now)
             case TransactionFinal():
-                return ()
+                return self._return() if event.task is Task.EXTEND and self.phase is Phase.LEAVING else ()
             case TransactionRefused():
                 return self._hear_refusal(event)
             case Stopping():
-                return self._stop()
+                return self._stop(now)
             case Restarted():
                 return self._restart(now)
             case _:
                 assert_never(event)
 
     def wake_at(self) -> int | None:
-        """The sooner of: delivery without acceptance, last call before the deadline."""
+        """The soonest of: the next prefix, delivery without acceptance, last call before the deadline."""
         return min((due for due, _ in self._timers()), default=None)
 
     def wake(self, now: int) -> Sequence[WorkEffect]:
-        """Settle what is due."""
+        """Settle what is due, the most pressing first."""
         for due, settle in self._timers():
             if due <= now:
-                return settle()
+                return settle(now)
         return ()
 
     @property
@@ -159,20 +139,32 @@ class Work:
         """Whether the lease can be left alone: delivered (silence accepts) or over."""
         return self.phase in (Phase.DELIVERED, Phase.STOPPED, Phase.ENDED)
 
-    def _timers(self) -> list[tuple[int, Callable[[], Sequence[WorkEffect]]]]:
-        if self.opened is None:
+    def _timers(self) -> list[tuple[int, Settlement]]:
+        if self._parts is None:
             return []
-        timers: list[tuple[int, Callable[[], Sequence[WorkEffect]]]] = []
-        last = self.opened.deadline - self._patience.deadline
-        if self.phase is Phase.STORED and self._deliver_at is not None:
-            timers.append((min(self._deliver_at, last), self._deliver))
-        if self.phase in UNFINISHED or (self.phase is Phase.POSTING and not self._is_settling):
-            timers.append((last, self._give_up))
-        return timers
+        opened, _, handing, standing = self._parts
+        last = opened.deadline - self._patience.deadline
+        if self.phase is Phase.STORED:
+            return [(min(self._deliver_at, last), self._deliver)] if self._deliver_at is not None else []
+        if self.phase is Phase.POSTING:
+            return [] if standing.is_settling else [(self._find_end(), self._break_off)]
+        if self.phase is Phase.LEAVING:
+            return [(self._leave_by, self._break_off)] if handing.posted is not None else []
+        if self.phase not in UNFINISHED:
+            return []
+        end = (self._find_end(), self._break_off) if self._is_closing else (last, self._give_up)
+        due = handing.due_at()
+        return [end] if due is None else [end, (due, handing.post)]
+
+    def _find_end(self) -> int:
+        """When handing in has to have ended, so that the lease can still be given back."""
+        opened = self._known.opened
+        return opened.deadline - self._patience.deadline // 2
 
     def _open(self, event: LeaseOpened) -> Sequence[WorkEffect]:
         self.opened = event
-        self.papers = Papers(self._signer, self._chain_id, event)
+        papers = Papers(self._signer, self._chain_id, event)
+        self._parts = Parts(event, papers, Handing(papers), Standing(event, papers, self._chain_id))
         self.phase = Phase.FETCHING
         window = event.announcement.order.body.windows.start
         return (Fetch(event.opened + max(window - self._patience.start, window // 2)),)
@@ -182,13 +174,21 @@ class Work:
             return ()
         return (Finish(self._end_state),)
 
-    def _move(self, state: LeaseState) -> Sequence[WorkEffect]:
+    def _move(self, event: LeaseMoved, now: int) -> Sequence[WorkEffect]:
         """The chain speaks: it always wins."""
-        if state is LeaseState.CANCELLING and not self._cancelling:
-            self._cancelling = True
-            return self._cancel()
-        if state in (LeaseState.DELIVERED, LeaseState.DISPUTED) and self.phase is not Phase.DELIVERED:
-            return self._halt(Phase.DELIVERED)
+        standing = self._known.standing
+        was_cancelling = standing.is_cancelling
+        is_called = standing.move(event)
+        if event.state in (LeaseState.DELIVERED, LeaseState.DISPUTED):
+            settle = self._known.standing.settle()
+            if self.phase is Phase.DELIVERED:
+                return settle
+            listen = (AwaitAcceptance(),) if self._known.papers.done else ()
+            return (*self._halt(Phase.DELIVERED), *listen, *settle)
+        if is_called:
+            return standing.answer() if self.phase in ANSWERING else ()
+        if standing.is_cancelling and not was_cancelling:
+            return (*self._cancel(now), *self._known.standing.settle())
         return ()
 
     def _halt(self, phase: Phase) -> tuple[WorkEffect, ...]:
@@ -196,18 +196,20 @@ class Work:
         was, self.phase = self.phase, phase
         return (Kill(), FreeSlot()) if was in UNFINISHED else ()
 
+    # The run
+
     def _hear_run(
-        self, event: BlobsFetched | FetchFailed | SlotGranted | SegmentRan | RunEnded, now: int
+        self, event: BlobsFetched | FetchFailed | SlotGranted | SegmentsRan | RunEnded, now: int
     ) -> Sequence[WorkEffect]:
         match event:
             case BlobsFetched():
                 return self._queue() if self.phase is Phase.FETCHING else ()
             case FetchFailed():
-                return self._leave(f"inputs missing: {event.text}") if self.phase in UNFINISHED else ()
+                return self._leave(event.text, now, self._find_end()) if self.phase in UNFINISHED else ()
             case SlotGranted():
                 return self._run() if self.phase is Phase.QUEUED else (FreeSlot(),)
-            case SegmentRan():
-                return self._record(event)
+            case SegmentsRan():
+                return self._record(event, now)
             case RunEnded():
                 return self._end_run(event, now)
             case _:
@@ -218,178 +220,265 @@ class Work:
         return (AskSlot(),)
 
     def _run(self) -> Sequence[WorkEffect]:
-        opened, papers = self._known()
+        opened, papers = self._known.opened, self._known.papers
         self.phase = Phase.RUNNING
         return (Run(self._attempt, opened.first + papers.done, opened.count - papers.done),)
 
-    def _record(self, event: SegmentRan) -> Sequence[WorkEffect]:
-        opened, papers = self._known()
+    def _record(self, event: SegmentsRan, now: int) -> tuple[WorkEffect, ...]:
+        """Records of segments that ran, up to the first that would contradict."""
+        opened, papers, handing, _ = self._known
         if self.phase not in UNFINISHED or event.attempt != self._attempt:
             return ()
-        if event.cause is Cause.HOST:
-            return ()
-        contradiction = papers.find_contradiction(event)
+        made: list[SegmentRecord] = []
+        contradiction = ""
+        for ran in event.segments:
+            if papers.is_complete or ran.cause is Cause.HOST:
+                break
+            contradiction = papers.find_contradiction(ran)
+            if contradiction:
+                break
+            made.append(papers.add_record(ran, event.level, event.blas))
+        report = (Report(papers.done, opened.count, tuple(made)),) if made else ()
+        if made:
+            handing.note(now)
         if contradiction:
-            return self._leave(f"the run contradicts what was signed: {contradiction}")
-        return (Report(papers.done + 1, opened.count, papers.add_record(event)),)
+            why = f"the run contradicts what was signed: {contradiction}"
+            return (*report, *self._leave(why, now, self._find_end()))
+        return report
 
     def _end_run(self, event: RunEnded, now: int) -> Sequence[WorkEffect]:
-        _, papers = self._known()
+        papers = self._known.papers
         if self.phase not in UNFINISHED or event.attempt != self._attempt:
             return ()
-        reports = self._record(event.last) if event.last is not None else ()
+        reports = self._record(SegmentsRan(event.attempt, event.level, event.blas, event.last), now)
         if self.phase not in UNFINISHED:
             return reports
         if papers.is_complete:
-            return (*reports, *self._sign(event))
+            return (*reports, *self._sign(event, now))
         self.failures.append(event.detail)
-        self._host_failures += 1
+        self._host_failures = 1 if papers.done > self._done_before else self._host_failures + 1
+        self._done_before = papers.done
         self._attempt += 1
         if self._host_failures >= self._patience.attempts:
-            return (*reports, *self._leave(f"the host failed: {event.detail}"))
+            return (*reports, *self._leave(f"the host failed: {event.detail}", now, self._find_end()))
         return (*reports, *self._begin_again(now))
 
-    def _sign(self, event: RunEnded) -> Sequence[WorkEffect]:
-        _, papers = self._known()
+    def _sign(self, event: RunEnded, now: int) -> Sequence[WorkEffect]:
+        self._known.papers.sign_final(event)
         self.phase = Phase.POSTING
-        return (FreeSlot(), PostReceipt(papers.sign_receipt(event), tuple(papers.records)))
+        return (FreeSlot(), *self._known.handing.post(now))
 
     def _begin_again(self, now: int) -> Sequence[WorkEffect]:
         """Run what is left from the first segment without a record, if the deadline allows it in the worst case."""
-        opened, papers = self._known()
+        opened, papers = self._known.opened, self._known.papers
         if papers.is_complete:
-            self.phase = Phase.RUNNING
-            return (Run(self._attempt, opened.first + papers.done, 0),)
+            return (self._close_log(),)
         wall = opened.announcement.order.body.segment_wall
         needed = (opened.count - papers.done) * wall + self._patience.overhead + self._patience.deadline
         if now + needed > opened.deadline:
-            return self._leave(f"the deadline leaves no time for another run ({needed} ms)")
+            why = f"the deadline leaves no time for another run ({needed} ms)"
+            return self._leave(why, now, self._find_end())
         self.phase = Phase.FETCHING
         return (FreeSlot(), Fetch(now + self._patience.start))
 
-    def _hear_holder(self, event: Stored | StoreFailed | AcceptanceArrived, now: int) -> Sequence[WorkEffect]:
+    def _close_log(self) -> WorkEffect:
+        """All that can run did: what is wanting for the final receipt is the log."""
+        opened, papers = self._known.opened, self._known.papers
+        self.phase = Phase.RUNNING
+        return Run(self._attempt, opened.first + papers.done, 0)
+
+    # The holder
+
+    def _hear_holder(
+        self, event: Stored | StoreFailed | HolderLost | AcceptanceArrived, now: int
+    ) -> Sequence[WorkEffect]:
+        _, _, handing, standing = self._known
         match event:
             case Stored():
-                return self._store(event.storage, now)
+                return self._store(event, now)
+            case StoreFailed() | HolderLost() if handing.posted is None:
+                return ()
             case StoreFailed():
-                return self._leave(f"handing in failed: {event.text}") if self.phase is Phase.POSTING else ()
+                return self._stop_handing(f"handing in failed: {event.text}", now)
+            case HolderLost():
+                if handing.lose():
+                    return self._hand_in(now)
+                return self._stop_handing("the holder loses what it signed for", now)
             case AcceptanceArrived():
-                return self._accept(event.acceptance)
+                if not standing.accept(event.acceptance):
+                    return ()
+                self._deliver_at = None
+                return standing.settle()
             case _:
                 assert_never(event)
 
-    def _store(self, storage: Signed[StorageReceipt], now: int) -> Sequence[WorkEffect]:
-        _, papers = self._known()
-        if self.phase is not Phase.POSTING:
+    def _hand_in(self, now: int) -> tuple[WorkEffect, ...]:
+        """What is next where nobody waits for the pace."""
+        if self.phase is Phase.LEAVING:
+            return self._go_leaving(now)
+        return self._known.handing.post(now) if self.phase is Phase.POSTING else ()
+
+    def _store(self, event: Stored, now: int) -> Sequence[WorkEffect]:
+        handing, standing = self._known.handing, self._known.standing
+        if not handing.take(event) or self.phase not in (Phase.POSTING, Phase.LEAVING):
             return ()
+        if not handing.is_whole:
+            return self._hand_in(now)
+        if standing.was_asked(Task.GIVE_BACK):
+            return ()
+        hurry = self.phase is Phase.LEAVING or standing.is_cancelling or self._is_stopping
         self.phase = Phase.STORED
-        self._storage = storage
-        if papers.is_deliverable and not self._is_settling:
-            self._deliver_at = now if self._cancelling else now + self._patience.acceptance
-        return (AwaitAcceptance(), *(self._deliver() if self._cancelling else ()))
+        if hurry:
+            return (AwaitAcceptance(), *self._deliver(now))
+        if not self._known.standing.is_settling:
+            self._deliver_at = now + self._patience.acceptance
+        return (AwaitAcceptance(),)
 
-    def _accept(self, signed: Signed[Acceptance]) -> Sequence[WorkEffect]:
-        """Settle (R7) if the acceptance is genuine and covers all that the receipt does."""
-        _, papers = self._known()
-        if papers.receipt is None or self._acceptance is not None or papers.find_objection(signed):
-            return ()
-        message = compute_signed_bytes(Tag.ACCEPTANCE, self._chain_id, signed.body)
-        if not is_signature(signed.body.signer, message, signed.signature):
-            return ()
-        self._acceptance = signed
+    def _stop_handing(self, why: str, now: int) -> tuple[WorkEffect, ...]:
+        """The holder will not have it: no more is handed in, so the lease can't be served."""
+        self._known.handing.give_up()
+        if self.phase in UNFINISHED or self.phase is Phase.POSTING:
+            return self._leave(why, now, now)
+        return self._go_leaving(now) if self.phase is Phase.LEAVING else ()
+
+    def _deliver(self, now: int) -> tuple[WorkEffect, ...]:
         self._deliver_at = None
-        return self._settle()
-
-    def _settle(self) -> tuple[WorkEffect, ...]:
-        _, papers = self._known()
-        if papers.receipt is None or self._acceptance is None or Task.SETTLE in self._refused:
+        kept = self._known.handing.kept
+        if kept is None or self._known.standing.is_settling:
             return ()
-        return (Submit(Task.SETTLE, Settle(papers.receipt, self._acceptance), "accepted"),)
+        return self._known.standing.deliver(*kept, "no acceptance within the patience")
 
-    @property
-    def _is_settling(self) -> bool:
-        return self._acceptance is not None and Task.SETTLE not in self._refused
-
-    def _deliver(self) -> tuple[WorkEffect, ...]:
-        _, papers = self._known()
-        self._deliver_at = None
-        if papers.receipt is None or self._storage is None or Task.DELIVER in self._refused:
-            return ()
-        self._delivering = True
-        return (Submit(Task.DELIVER, Deliver(papers.receipt, self._storage), "no acceptance within the patience"),)
+    # Refusals, cancel, stop
 
     def _hear_refusal(self, event: TransactionRefused) -> Sequence[WorkEffect]:
         """A settle that is refused gives way to delivery; a delivery that is refused to a return; a refused return to
         the chain's own timers.
         """
-        self._refused.add(event.task)
+        standing = self._known.standing
         self.failures.append(f"{event.task.value} refused by {event.rule}")
+        again = standing.refuse(event.task)
         match event.task:
             case Task.SETTLE:
-                return self._deliver() if self.phase is Phase.STORED and not self._delivering else ()
+                return self._redeliver() if not standing.was_asked(Task.DELIVER) else ()
             case Task.DELIVER:
-                if self.phase is not Phase.STORED or self._is_settling:
+                if self.phase is not Phase.STORED or self._known.standing.is_settling:
                     return ()
-                return self._leave(f"delivery was refused by {event.rule}")
+                return self._redeliver() if again else self._quit(f"delivery was refused by {event.rule}")
+            case Task.EXTEND:
+                return self._extend() if self.phase is Phase.LEAVING else ()
             case Task.GIVE_BACK:
                 if self.phase is Phase.LEAVING:
                     self.phase = Phase.STOPPED
                 return ()
+            case Task.ANSWER:
+                return ()
             case _:
                 assert_never(event.task)
 
-    def _cancel(self) -> Sequence[WorkEffect]:
-        """Row 6: what is finished is delivered, what was begun is handed in for whatever the requester accepts of it,
-        the rest is stopped.
+    def _redeliver(self) -> tuple[WorkEffect, ...]:
+        kept = self._known.handing.kept
+        if self.phase is not Phase.STORED or kept is None:
+            return ()
+        self._deliver_at = None
+        return self._known.standing.deliver(*kept, "refused before")
+
+    def _quit(self, why: str) -> tuple[WorkEffect, ...]:
+        """Nothing more can be handed in: put on the chain what it takes, then give back."""
+        self.failures.append(why)
+        self._known.handing.give_up()
+        self._why, self.phase = why, Phase.LEAVING
+        return self._extend()
+
+    def _cancel(self, now: int) -> tuple[WorkEffect, ...]:
+        """Row 6: what is finished is delivered; what is begun is stopped, its finished segments are handed in and put
+        on the chain, so that they are paid for.
         """
         if self.phase is Phase.STORED:
-            return self._deliver()
-        return self._halt(Phase.STOPPED) if self.phase in UNFINISHED else ()
+            return self._deliver(now)
+        if self.phase not in UNFINISHED:
+            return ()
+        grace = self._known.opened.announcement.order.body.windows.grace
+        return self._leave("the requester cancelled", now, now + grace // 2)
 
-    def _stop(self) -> Sequence[WorkEffect]:
+    def _stop(self, now: int) -> Sequence[WorkEffect]:
+        self._is_stopping = True
         if self.phase in UNFINISHED:
-            return self._leave("the provider shuts down")
-        return self._deliver() if self.phase is Phase.STORED and self._deliver_at is not None else ()
+            until = min(now + self._patience.leaving, self._find_end())
+            return self._leave("the provider shuts down", now, until)
+        return self._deliver(now) if self.phase is Phase.STORED and self._deliver_at is not None else ()
 
-    def _leave(self, why: str) -> tuple[WorkEffect, ...]:
-        """Give the lease back (R4)."""
-        opened, _ = self._known()
+    # Leaving
+
+    def _give_up(self, now: int) -> tuple[WorkEffect, ...]:
+        return self._leave("not finished before the deadline", now, self._find_end())
+
+    def _break_off(self, now: int) -> tuple[WorkEffect, ...]:
+        """No more time to hand anything in."""
+        self._is_closing = True
+        self._known.handing.give_up()
+        if self.phase is Phase.LEAVING:
+            return self._extend()
+        return self._leave("not finished before the deadline", now, now)
+
+    def _leave(self, why: str, now: int, until: int) -> tuple[WorkEffect, ...]:
+        """Hand in until `until` what is done, put it on the chain, give back the rest (R4). A range of which only the
+        log is wanting is finished instead.
+        """
+        papers, handing = self._known.papers, self._known.handing
+        if papers.is_complete and papers.final is None and not self._is_closing and not handing.is_over:
+            self._is_closing = True
+            self._attempt += 1
+            return (Kill(), self._close_log())
         self.failures.append(why)
-        halted = self._halt(Phase.LEAVING)
-        if Task.GIVE_BACK in self._refused:
-            self.phase = Phase.STOPPED
-            return halted
-        return (*halted, Submit(Task.GIVE_BACK, GiveBack(opened.lease), why))
+        self._why, self._leave_by = why, until
+        return (*self._halt(Phase.LEAVING), *self._go_leaving(now))
 
-    def _give_up(self) -> tuple[WorkEffect, ...]:
-        return self._leave("not finished before the deadline")
+    def _go_leaving(self, now: int) -> tuple[WorkEffect, ...]:
+        handing = self._known.handing
+        if now >= self._leave_by:
+            handing.give_up()
+        if handing.posted is not None:
+            return ()
+        return handing.post(now) or self._extend()
+
+    def _extend(self) -> tuple[WorkEffect, ...]:
+        """Put on the chain what the holder keeps; then, or where nothing is kept, return."""
+        kept = self._known.handing.kept
+        effects = self._known.standing.extend(*kept) if kept is not None else ()
+        return effects or self._return()
+
+    def _return(self) -> tuple[WorkEffect, ...]:
+        effects = self._known.standing.give_back(self._why)
+        if effects:
+            return effects
+        self.phase = Phase.STOPPED
+        return (AwaitAcceptance(),) if self._known.handing.kept is not None else ()
 
     def _restart(self, now: int) -> Sequence[WorkEffect]:
         """Ask again for all that is outstanding."""
-        _, papers = self._known()
+        _, papers, handing, standing = self._known
+        handing.restart()
+        answer = standing.answer() if self.phase in ANSWERING else ()
         match self.phase:
             case Phase.FETCHING | Phase.QUEUED | Phase.RUNNING:
                 self._attempt += 1
-                return self._begin_again(now)
+                return (*answer, *self._begin_again(now))
             case Phase.POSTING:
-                receipt = papers.receipt
-                return () if receipt is None else (PostReceipt(receipt, tuple(papers.records)),)
+                return (*answer, *handing.post(now))
             case Phase.STORED | Phase.DELIVERED:
-                again = self._deliver() if self._delivering and self.phase is Phase.STORED else ()
-                return (*again, *self._settle(), *((AwaitAcceptance(),) if papers.receipt is not None else ()))
+                again = self._redeliver() if standing.was_asked(Task.DELIVER) else ()
+                return (*answer, *again, *self._known.standing.settle(), *((AwaitAcceptance(),) if papers.done else ()))
             case Phase.LEAVING:
-                return (
-                    Submit(Task.GIVE_BACK, GiveBack(self._known()[0].lease), "the provider was restarted"),
-                    *self._settle(),
-                )
+                return (*answer, *self._go_leaving(now), *self._known.standing.settle())
             case Phase.STOPPED:
-                return self._settle()
+                return (*self._known.standing.settle(), *((AwaitAcceptance(),) if handing.kept is not None else ()))
             case Phase.NEW | Phase.ENDED:
                 return ()
             case _:
                 assert_never(self.phase)
 
-    def _known(self) -> tuple[LeaseOpened, Papers]:
-        if self.opened is None or self.papers is None:
+    @property
+    def _known(self) -> Parts:
+        if self._parts is None:
             raise Fault("no lease yet", rule="work.new")
-        return self.opened, self.papers
+        return self._parts

@@ -1,15 +1,19 @@
-"""The papers of a lease: signed segment records and the one receipt over them (R5, R9).
+"""The papers of a lease: its segment records and the receipts over their prefixes (R5, R9).
 
-The papers never contradict themselves: a record once signed for an index is the record of that index, and after the
-receipt nothing is signed any more. So no two inconsistent receipts, and for `train` no two adjacent records whose
-output and input differ, can leave this provider.
+The papers never contradict themselves: a record once made for an index is the record of that index, the receipt over
+a prefix is always the same one, and after the final receipt nothing is added. So no two inconsistent receipts, and for
+`train` no two adjacent records whose output and input differ, can leave this provider.
 """
 
 from __future__ import annotations
 
+from broker.protocol.provenance import WorkFacts, make_provenance
+from chain.base.codec import encode
 from chain.base.errors import Fault
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed, Signer
+from chain.base.merkle import Frontier, prove_consistency
+from chain.base.units import MAX_INT
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import (
@@ -24,21 +28,25 @@ from chain.ledger.terms.work import (
 from provider.work.events import LeaseOpened, RunEnded, SegmentRan
 
 EMPTY = compute_digest(b"")
-"""Digest of the empty blob: no traceback, no provenance statement."""
+"""Digest of the empty blob: no traceback; log and provenance of a receipt that is not final."""
 
 _CORE = 1_000
 """Millicores of one core."""
 
 
 class Papers:
-    """Records and receipt of one lease."""
+    """Records and receipts of one lease."""
 
     def __init__(self, signer: Signer, chain_id: bytes, opened: LeaseOpened) -> None:
-        self.records: list[Signed[SegmentRecord]] = []
-        self.receipt: Signed[Receipt] | None = None
+        self.records: list[SegmentRecord] = []
+        self.final: Signed[Receipt] | None = None
+        self.provenance = b""
         self._signer = signer
         self._chain_id = chain_id
         self._opened = opened
+        self._frontier = Frontier()
+        self._usage = Usage()
+        self._environments: list[tuple[int, Environment]] = []
 
     @property
     def done(self) -> int:
@@ -48,7 +56,7 @@ class Papers:
     @property
     def cause(self) -> Cause:
         """`ok` while all segments are, else the last one's."""
-        return self.records[-1].body.cause if self.records else Cause.OK
+        return self.records[-1].cause if self.records else Cause.OK
 
     @property
     def is_complete(self) -> bool:
@@ -56,23 +64,20 @@ class Papers:
         return self.done == self._opened.count or self.cause is not Cause.OK
 
     def find_contradiction(self, ran: SegmentRan) -> str:
-        """Why a record of this segment would contradict what was signed or ordered; empty where it would not."""
-        if self.receipt is not None or self.is_complete:
+        """Why a record of this segment would contradict what was done or ordered; empty where it would not."""
+        if self.final is not None or self.is_complete:
             return "the range is closed"
         if ran.index != self._opened.first + self.done:
             return f"segment {ran.index} where {self._opened.first + self.done} is next"
         if ran.cause is Cause.HOST:
             return "a host failure is no segment (R9)"
-        order = self._opened.announcement.order.body
-        start = order.start
-        if order.kind is Kind.RUN and ran.input != start:
-            return "another input than the order's start digest (R5)"
-        if order.kind is Kind.TRAIN and ran.input != (self.records[-1].body.output if self.records else ran.input):
-            return "another input than the output of the segment before (R5)"
+        kind = self._opened.announcement.order.body.kind
+        if kind is not Kind.MAP and ran.input != (self.records[-1].output if self.records else self._opened.start):
+            return "another input than the start digest, or than the output of the segment before (R5)"
         return ""
 
-    def add_record(self, ran: SegmentRan) -> Signed[SegmentRecord]:
-        """Sign the record of the next segment. Raises `Fault` for a contradiction (ask `find_contradiction` first)."""
+    def add_record(self, ran: SegmentRan, level: str, blas: str) -> SegmentRecord:
+        """The record of the next segment. Raises `Fault` for a contradiction (ask `find_contradiction` first)."""
         why = self.find_contradiction(ran)
         if why:
             raise Fault(f"no record: {why}", rule="R5.record")
@@ -88,59 +93,115 @@ class Papers:
             started=ran.started,
             dispatch=ran.dispatch,
         )
-        signed = self._signer.sign(Tag.SEGMENT, self._chain_id, record)
-        self.records.append(signed)
-        return signed
+        environment = self._describe(level, blas)
+        if not self._environments or self._environments[-1][1] != environment:
+            self._environments.append((self.done, environment))
+        self.records.append(record)
+        self._frontier.append(encode(record))
+        self._usage = self._usage + ran.usage
+        return record
 
-    def sign_receipt(self, ended: RunEnded) -> Signed[Receipt]:
-        """The receipt over all records so far; the same one for ever after. Raises `Fault` where there is no record."""
-        if self.receipt is not None:
-            return self.receipt
-        if not self.records:
-            raise Fault("a receipt covers at least one segment", rule="R5.empty")
-        bodies = [record.body for record in self.records]
-        spec = self._opened.announcement.spec
+    def sign_prefix(self, count: int) -> Signed[Receipt]:
+        """The receipt over the first `count` records, which is never final; for the same count always the same. Raises
+        `Fault` where these records take a final receipt, or are not there.
+        """
+        if not 0 < count <= self.done:
+            raise Fault(f"a receipt over {count} of {self.done} records", rule="R5.empty")
+        last = self.records[count - 1]
+        if count == self._opened.count or last.cause is not Cause.OK:
+            raise Fault("the receipt over these records is the final one", rule="R5.final")
+        finished = min(last.started + last.usage.wall_ms, MAX_INT)
+        return self._sign(count, EMPTY, EMPTY, finished)
+
+    def sign_final(self, ended: RunEnded) -> Signed[Receipt]:
+        """The receipt over all records, of a range that is complete; the same one for ever after."""
+        if self.final is not None:
+            return self.final
+        if not self.is_complete or not self.records:
+            raise Fault("only the receipt of a whole range, or of one that a segment ended, is final", rule="R5.empty")
+        announcement, bid = self._opened.announcement, self._opened.bid.body
+        self.provenance = make_provenance(
+            self._signer,
+            WorkFacts(
+                chain=self._chain_id,
+                order=announcement.order.body,
+                order_id=bid.order,
+                spec=announcement.spec,
+                lease=self._opened.lease,
+                records=self.records,
+                environment=self._find_environment(self.done),
+                finished=ended.finished,
+            ),
+        )
+        self.final = self._sign(self.done, ended.log, compute_digest(self.provenance), ended.finished)
+        return self.final
+
+    def prove(self, old: int, new: int) -> tuple[bytes, ...]:
+        """That the receipt over the first `new` records continues the one over the first `old` (R5); nothing where
+        there is none, or where it is not one of ours.
+        """
+        if not 0 < old <= new <= self.done:
+            return ()
+        return prove_consistency([encode(record) for record in self.records[:new]], old)
+
+    def find_accepted(self, signed: Signed[Acceptance]) -> Signed[Receipt] | None:
+        """Our receipt that an acceptance accepts wholly, by somebody who may: None where it is on another one, or
+        leaves segments out (silence accepts them all). Its signature is the caller's to check.
+        """
+        body, order = signed.body, self._opened.announcement.order.body
+        if body.lease != self._opened.lease or body.signer not in (order.requester, order.watcher):
+            return None
+        end = self._opened.first
+        for span in body.segments:
+            if span.first != end or span.count == 0:
+                return None
+            end += span.count
+        receipt = self._find_receipt(end - self._opened.first)
+        if receipt is None or compute_receipt_id(self._chain_id, receipt.body) != body.receipt:
+            return None
+        return receipt
+
+    def _find_receipt(self, count: int) -> Signed[Receipt] | None:
+        if self.final is not None and self.final.body.count == count:
+            return self.final
+        if not 0 < count <= self.done or count == self._opened.count:
+            return None
+        return self.sign_prefix(count) if self.records[count - 1].cause is Cause.OK else None
+
+    def _sign(self, count: int, log: bytes, provenance: bytes, finished: int) -> Signed[Receipt]:
+        whole = count == self.done
+        covered = self.records[:count]
         receipt = Receipt(
             lease=self._opened.lease,
             provider=self._signer.key,
             first=self._opened.first,
-            count=len(bodies),
-            records=compute_records_root(bodies),
-            cause=self.cause,
-            usage=sum((body.usage for body in bodies), Usage()),
-            environment=Environment(
-                level=ended.level,
-                runtime=self._opened.announcement.order.body.runtime,
-                threads=max(1, spec.resources.millicores // _CORE),
-                blas=ended.blas,
-            ),
-            log=ended.log,
-            provenance=EMPTY,
-            finished=ended.finished,
+            count=count,
+            records=self._frontier.root if whole else compute_records_root(covered),
+            cause=covered[-1].cause,
+            usage=self._usage if whole else sum((record.usage for record in covered), Usage()),
+            environment=self._find_environment(count),
+            log=log,
+            provenance=provenance,
+            finished=finished,
         )
-        self.receipt = self._signer.sign(Tag.RECEIPT, self._chain_id, receipt)
-        return self.receipt
+        return self._signer.sign(Tag.RECEIPT, self._chain_id, receipt)
 
-    @property
-    def is_deliverable(self) -> bool:
-        """Whether silence may accept the receipt: the whole range or a final exit cause (R8)."""
-        return self.receipt is not None and is_final(self.receipt.body, self._opened.count)
+    def _find_environment(self, count: int) -> Environment:
+        """Under what the last of the first `count` records came about."""
+        return next(environment for begun, environment in reversed(self._environments) if begun < count)
 
-    def find_objection(self, signed: Signed[Acceptance]) -> str:
-        """Why an acceptance is not worth a settle: not on this receipt, not by who may accept, or not of every
-        segment (R7). Its signature is the caller's to check.
-        """
-        body, order = signed.body, self._opened.announcement.order.body
-        if self.receipt is None or body.receipt != compute_receipt_id(self._chain_id, self.receipt.body):
-            return "it is on another receipt"
-        if body.lease != self._opened.lease:
-            return "it is on another lease"
-        if body.signer not in (order.requester, order.watcher):
-            return "it is by somebody who may not accept"
-        covered = sum(span.count for span in body.segments)
-        first, end, receipt = self._opened.first, 0, self.receipt.body
-        for span in body.segments:
-            if span.first < max(first, end) or span.first + span.count > first + receipt.count:
-                return "its spans are not within the receipt, ascending and disjoint"
-            end = span.first + span.count
-        return "" if covered == receipt.count else "it leaves segments out; silence accepts them all"
+    def _describe(self, level: str, blas: str) -> Environment:
+        announcement = self._opened.announcement
+        return Environment(
+            level=level,
+            runtime=announcement.order.body.runtime,
+            threads=max(1, announcement.spec.resources.millicores // _CORE),
+            blas=blas,
+        )
+
+
+def is_settled_by(receipt: Receipt, held: int) -> bool:
+    """Whether a whole acceptance of this receipt ends a lease with so many segments at stake and harms nobody: beyond
+    one that is not final, settling would be a return with damages (R7).
+    """
+    return receipt.count <= held and is_final(receipt, held)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from broker.protocol.jobs import Entry, JobSpec, Level, Resources, Runtime, compute_job_digest, compute_runtime_digest
-from broker.protocol.messages import Announcement, Offer
+from broker.protocol.messages import Announcement, Offer, Tariff
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed, Signer
 from chain.ledger.terms.agreement import (
@@ -23,7 +23,7 @@ from chain.ledger.terms.agreement import (
 )
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Acceptance, Receipt, Span, StorageReceipt, compute_receipt_id
-from provider.work.events import LeaseOpened, RunEnded, SegmentRan
+from provider.work.events import LeaseMoved, LeaseOpened, LeaseState, RunEnded, SegmentRan, SegmentsRan
 
 NOW = 1_800_000_000_000
 MIB = 1 << 20
@@ -41,10 +41,13 @@ RUNTIME = Runtime("3.11", ("numpy",))
 WINDOWS = Windows(30_000, 10_000, 600_000, 10_000, 60_000, 60_000, 60_000)
 RESOURCES = Resources(512 * MIB, 60_000, 1_000, 64, 256, 64 * MIB, 16, MIB, 256 * MIB, 64 * MIB)
 SPEC = JobSpec(
-    "a job", Kind.RUN, Entry.FUNCTION, compute_digest(CODE), len(CODE), compute_digest(INPUTS), len(INPUTS), RUNTIME,
-    RESOURCES, Level.NS, 0,
+    "a job", Kind.RUN, Entry.FUNCTION, "", compute_digest(CODE), len(CODE), compute_digest(INPUTS), len(INPUTS),
+    RUNTIME, RESOURCES, Level.NS, 0, 1, 0,
 )  # fmt: skip
-OFFER = Offer(PROVIDER.key, NOW, NOW + 600_000, (RUNTIME,), Level.NS, 2, 4096 * MIB, 2_000, 3_600_000, 10_000_000)
+OFFER = Offer(
+    PROVIDER.key, NOW, NOW + 600_000, (RUNTIME,), Level.NS, 2, 4096 * MIB, 2_000, 3_600_000, 10_000_000,
+    Tariff(1_000, 10, 2),
+)  # fmt: skip
 
 
 def make_spec(*, resources: dict[str, int] | None = None, **changes: Any) -> JobSpec:
@@ -67,7 +70,8 @@ def make_order(name: str = "order", spec: JobSpec = SPEC, **changes: Any) -> Ord
 
 def announce(order: Order, spec: JobSpec = SPEC, signer: Signer = REQUESTER, **changes: Any) -> Announcement:
     """The announcement of an order by its auctioneer, the order signed by `signer`."""
-    announcement = Announcement(BROKER.key, signer.sign(Tag.ORDER, CHAIN, order), spec, order.closes)
+    signed, spans = signer.sign(Tag.ORDER, CHAIN, order), (Span(0, order.segments),)
+    announcement = Announcement(BROKER.key, signed, spec, 0, spans, order.closes)
     return msgspec.structs.replace(announcement, **changes)
 
 
@@ -79,32 +83,44 @@ def make_bid(order: Order) -> Signed[Bid]:
     return PROVIDER.sign(Tag.BID, CHAIN, bid)
 
 
-def make_award(order: Order, bid: Signed[Bid]) -> Award:
-    """What the auctioneer signs when this bid wins the whole order."""
+def make_award(order: Order, bid: Signed[Bid], span: Span | None = None, start: bytes | None = None) -> Award:
+    """What the auctioneer signs when this bid wins the whole order, or a span of it that begins with `start`."""
+    first, count = (span.first, span.count) if span else (0, order.segments)
     return Award(
-        bid.body.order, compute_bid_id(CHAIN, bid.body), 0, 0, order.segments, bid.body.price, 100, bytes(32),
-        order.start, None, bid.body.valid_until,
+        bid.body.order, compute_bid_id(CHAIN, bid.body), 0, first, count, bid.body.price, 100, bytes(32),
+        start or order.start, None, order.closes, bid.body.valid_until,
     )  # fmt: skip
 
 
-def open_lease(order: Order | None = None, spec: JobSpec = SPEC) -> LeaseOpened:
-    """The event of a lease on the whole of an order, opened at its close."""
+def open_lease(
+    order: Order | None = None, spec: JobSpec = SPEC, span: Span | None = None, start: bytes | None = None
+) -> LeaseOpened:
+    """The event of a lease on the whole of an order (or on a span of it), opened at its close."""
     order = order or make_order(spec=spec)
     bid = make_bid(order)
-    lease = compute_lease_id(CHAIN, make_award(order, bid))
-    return LeaseOpened(lease, announce(order, spec), bid, 0, order.segments, order.closes, order.deadline)
+    award = make_award(order, bid, span, start)
+    lease, announcement = compute_lease_id(CHAIN, award), announce(order, spec)
+    return LeaseOpened(lease, announcement, bid, award.first, award.count, award.start, order.closes, order.deadline)
 
 
-def ran(
-    attempt: int = 0, index: int = 0, *, input: bytes = INPUTS, output: bytes = OUTPUT, **changes: Any
-) -> SegmentRan:
-    """The event of a segment that went well, with changes; `input` and `output` are the blobs."""
+def make_segment(index: int = 0, *, input: bytes = INPUTS, output: bytes = OUTPUT, **changes: Any) -> SegmentRan:
+    """A segment that went well, with changes; `input` and `output` are the blobs."""
     cause = changes.pop("cause", Cause.OK)
     usage = Usage(5, 6, 7, len(input), len(output))
     return SegmentRan(
-        attempt, index, compute_digest(input), compute_digest(output), changes.pop("error", EMPTY), cause, usage,
-        NOW + 3_000, "avx2", **changes,
+        index, compute_digest(input), compute_digest(output), changes.pop("error", EMPTY), cause, usage,
+        NOW + 3_000 + index, "avx2", **changes,
     )  # fmt: skip
+
+
+def ran(attempt: int = 0, index: int = 0, **changes: Any) -> SegmentsRan:
+    """The event of one segment that went well, with changes."""
+    return SegmentsRan(attempt, "ns", "openblas", (make_segment(index, **changes),))
+
+
+def moved(state: LeaseState, served: int = 0, held: int = 1, called: int = 0) -> LeaseMoved:
+    """The event of a lease that changed on the chain."""
+    return LeaseMoved(state, served, held, called)
 
 
 def run_ended(attempt: int = 0, cause: Cause = Cause.OK, finished: int = NOW + 4_000) -> RunEnded:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -22,8 +21,8 @@ from provider.work.events import (
     FetchFailed,
     Finish,
     FreeSlot,
+    HolderLost,
     LeaseEnded,
-    LeaseMoved,
     LeaseOpened,
     LeaseState,
     PostReceipt,
@@ -31,7 +30,7 @@ from provider.work.events import (
     Restarted,
     Run,
     RunEnded,
-    SegmentRan,
+    SegmentsRan,
     SlotGranted,
     Stopping,
     Stored,
@@ -40,70 +39,31 @@ from provider.work.events import (
     Task,
     TransactionFinal,
     TransactionRefused,
-    WorkEffect,
     WorkEvent,
 )
-from provider.work.machine import Patience, Phase, Work
+from provider.work.phases import Patience, Phase
 from tests.provider.scene import (
     BROKER,
     CHAIN,
     INPUTS,
-    NOW,
     OUTPUT,
     PROVIDER,
     WINDOWS,
     accept,
     make_order,
+    make_segment,
     make_signer,
     make_spec,
+    moved,
     open_lease,
     ran,
     run_ended,
     store,
 )
+from tests.provider.work.life import LATER, Life, kinds
 
-LATER = NOW + 5_000
 OPENED = open_lease()
 LAST_CALL = OPENED.deadline - Patience().deadline
-
-
-@dataclass
-class Life:
-    """A machine with the effects it asked for."""
-
-    work: Work = field(default_factory=lambda: Work(PROVIDER, CHAIN))
-    effects: list[WorkEffect] = field(default_factory=list)
-
-    def tell(self, *events: WorkEvent, now: int = LATER) -> list[WorkEffect]:
-        """Handle events as the driver does; the effects of the last one."""
-        last: Sequence[WorkEffect] = ()
-        for event in events:
-            self.wake(now)
-            last = self.work.handle(event, now)
-            self.effects.extend(last)
-        return list(last)
-
-    def wake(self, now: int) -> list[WorkEffect]:
-        woken: list[WorkEffect] = []
-        while (due := self.work.wake_at()) is not None and due <= now:
-            woken.extend(self.work.wake(now))
-        self.effects.extend(woken)
-        return woken
-
-    @property
-    def posted(self) -> PostReceipt:
-        return next(effect for effect in self.effects if isinstance(effect, PostReceipt))
-
-    def stored(self) -> Stored:
-        return Stored(store(self.posted.receipt))
-
-    def accepted(self) -> AcceptanceArrived:
-        return AcceptanceArrived(accept(self.posted.receipt))
-
-
-def kinds(effects: Sequence[WorkEffect]) -> list[str]:
-    """Names of effects, transactions by their task."""
-    return [f"submit {effect.task}" if isinstance(effect, Submit) else type(effect).__name__ for effect in effects]
 
 
 def reach(phase: Phase, opened: LeaseOpened = OPENED) -> Life:
@@ -116,7 +76,7 @@ def reach(phase: Phase, opened: LeaseOpened = OPENED) -> Life:
         (Phase.RUNNING, ran),
         (Phase.RUNNING, run_ended),
         (Phase.POSTING, life.stored),
-        (Phase.STORED, lambda: LeaseMoved(LeaseState.DELIVERED)),
+        (Phase.STORED, lambda: moved(LeaseState.DELIVERED)),
         (Phase.DELIVERED, lambda: LeaseEnded(LeaseState.SETTLED)),
     ]
     if phase in (Phase.LEAVING, Phase.STOPPED):
@@ -142,7 +102,8 @@ def test_happy_path_is_two_documents_and_one_settle() -> None:
     assert isinstance(report, Report) and (report.done, report.total) == (1, 1)
     [free, post] = life.tell(run_ended())
     assert isinstance(free, FreeSlot) and isinstance(post, PostReceipt)
-    assert post.records == (report.record,) and post.receipt.body.count == 1
+    assert post.records == report.records and (post.since, post.receipt.body.count) == (0, 1)
+    assert compute_digest(post.provenance) == post.receipt.body.provenance
     assert life.tell(life.stored()) == [AwaitAcceptance()]
     acceptance = accept(post.receipt)
     assert life.tell(AcceptanceArrived(acceptance)) == [
@@ -185,27 +146,32 @@ EVENTS: dict[str, Callable[[Life], WorkEvent]] = {
     "ended": lambda _: run_ended(),
     "ended by host": lambda _: run_ended(cause=Cause.HOST),
     "stale end": lambda _: run_ended(attempt=7),
-    "stored": lambda _: Stored(store(POSTED.receipt)),
+    "holder lost": lambda _: HolderLost(),
+    "stored": lambda _: Stored(store(POSTED.receipt), 1),
     "store failed": lambda _: StoreFailed("no"),
     "accepted": lambda _: AcceptanceArrived(accept(POSTED.receipt)),
     "settle final": lambda _: TransactionFinal(Task.SETTLE),
     "settle refused": lambda _: TransactionRefused(Task.SETTLE, "R7"),
     "deliver refused": lambda _: TransactionRefused(Task.DELIVER, "R8"),
+    "extend refused": lambda _: TransactionRefused(Task.EXTEND, "R5"),
+    "answer refused": lambda _: TransactionRefused(Task.ANSWER, "R6"),
     "return refused": lambda _: TransactionRefused(Task.GIVE_BACK, "R4"),
     "stopping": lambda _: Stopping(),
     "restarted": lambda _: Restarted(),
-    "open": lambda _: LeaseMoved(LeaseState.OPEN),
-    "called": lambda _: LeaseMoved(LeaseState.CALLED),
-    "cancelling": lambda _: LeaseMoved(LeaseState.CANCELLING),
-    "delivered": lambda _: LeaseMoved(LeaseState.DELIVERED),
-    "disputed": lambda _: LeaseMoved(LeaseState.DISPUTED),
+    "open": lambda _: moved(LeaseState.OPEN),
+    "called": lambda _: moved(LeaseState.CALLED),
+    "cancelling": lambda _: moved(LeaseState.CANCELLING),
+    "delivered": lambda _: moved(LeaseState.DELIVERED),
+    "disputed": lambda _: moved(LeaseState.DISPUTED),
     "over": lambda _: LeaseEnded(LeaseState.EXPIRED),
 }
 Rows = dict[str, tuple[Phase | None, list[str]]]
 OVER: Rows = {"over": (Phase.ENDED, ["Finish"])}
 RUNNING_OVER: Rows = {"over": (Phase.ENDED, ["Kill", "FreeSlot", "Finish"])}
 MOVED: Rows = {"delivered": (Phase.DELIVERED, []), "disputed": (Phase.DELIVERED, [])}
+HEARD: Rows = {name: (Phase.DELIVERED, ["AwaitAcceptance"]) for name in MOVED}
 HALTED: Rows = {name: (Phase.DELIVERED, ["Kill", "FreeSlot"]) for name in MOVED}
+CALLED: Rows = {"called": (None, ["submit answer"])}
 LOST_SLOT: Rows = {"slot": (None, ["FreeSlot"])}
 WORKING: Rows = {
     "fetch failed": (Phase.LEAVING, LEAVE),
@@ -217,6 +183,7 @@ WORKING: Rows = {
     "ended by host": (Phase.FETCHING, BEGIN_AGAIN),
     **HALTED,
     **RUNNING_OVER,
+    **CALLED,
 }
 TABLE: dict[Phase, Rows] = {
     # A row not named: nothing is done, the phase stays.
@@ -226,16 +193,17 @@ TABLE: dict[Phase, Rows] = {
     },
     Phase.QUEUED: WORKING | {"slot": (Phase.RUNNING, ["Run"])},
     Phase.RUNNING: WORKING | LOST_SLOT,
-    Phase.POSTING: MOVED | OVER | LOST_SLOT | {
+    Phase.POSTING: HEARD | OVER | LOST_SLOT | CALLED | {
+        "holder lost": (None, ["PostReceipt"]),
         "stored": (Phase.STORED, ["AwaitAcceptance"]),
         "store failed": (Phase.LEAVING, ["submit return"]),
         "accepted": (None, ["submit settle"]),
         "restarted": (None, ["PostReceipt"]),
     },
-    Phase.STORED: MOVED | OVER | LOST_SLOT | {
+    Phase.STORED: HEARD | OVER | LOST_SLOT | CALLED | {
         "accepted": (None, ["submit settle"]),
         "settle refused": (None, ["submit deliver"]),
-        "deliver refused": (Phase.LEAVING, ["submit return"]),
+        "deliver refused": (Phase.LEAVING, ["submit extend"]),
         "cancelling": (None, ["submit deliver"]),
         "stopping": (None, ["submit deliver"]),
         "restarted": (None, ["AwaitAcceptance"]),
@@ -244,7 +212,8 @@ TABLE: dict[Phase, Rows] = {
         "accepted": (None, ["submit settle"]),
         "restarted": (None, ["AwaitAcceptance"]),
     },
-    Phase.LEAVING: MOVED | OVER | LOST_SLOT | {
+    Phase.LEAVING: MOVED | OVER | LOST_SLOT | CALLED | {
+        "extend refused": (None, ["submit return"]),
         "return refused": (Phase.STOPPED, []),
         "restarted": (None, ["submit return"]),
     },
@@ -267,7 +236,7 @@ TIMERS = [
     (Phase.FETCHING, LAST_CALL, LEAVE),
     (Phase.QUEUED, LAST_CALL, LEAVE),
     (Phase.RUNNING, LAST_CALL, LEAVE),
-    (Phase.POSTING, LAST_CALL, ["submit return"]),
+    (Phase.POSTING, OPENED.deadline - Patience().deadline // 2, ["submit return"]),
     (Phase.STORED, LATER + 3_000, ["submit deliver"]),
     (Phase.DELIVERED, None, []),
     (Phase.LEAVING, None, []),
@@ -297,13 +266,13 @@ def test_after_a_restart_inputs_are_waited_for_again() -> None:
 
 def test_the_last_segment_may_come_with_the_end_of_the_run() -> None:
     life = reach(Phase.RUNNING)
-    ended = msgspec.structs.replace(run_ended(), last=ran())
+    ended = msgspec.structs.replace(run_ended(), last=(make_segment(),))
     assert kinds(life.tell(ended)) == ["Report", "FreeSlot", "PostReceipt"]
-    assert life.posted.records[0].body.output == compute_digest(OUTPUT)
+    assert life.posted.records[0].output == compute_digest(OUTPUT)
 
 
 def test_a_last_segment_that_contradicts_is_given_back() -> None:
-    ended = msgspec.structs.replace(run_ended(), last=ran(input=b"other"))
+    ended = msgspec.structs.replace(run_ended(), last=(make_segment(input=b"other"),))
     assert kinds(reach(Phase.RUNNING).tell(ended)) == LEAVE
 
 
@@ -320,7 +289,7 @@ def test_a_job_that_fails_is_a_segment_that_is_paid(cause: Cause) -> None:
     life.tell(ran(output=b"", cause=cause, error=error))
     life.tell(run_ended(cause=cause))
     receipt, [record] = life.posted.receipt.body, life.posted.records
-    assert (receipt.cause, receipt.count, record.body.error) == (cause, 1, error)
+    assert (receipt.cause, receipt.count, record.error) == (cause, 1, error)
     life.tell(life.stored())
     assert kinds(life.wake(LATER + 3_000)) == ["submit deliver"]
 
@@ -360,8 +329,8 @@ def test_records_of_an_earlier_life_are_not_signed_again() -> None:
     assert life.tell(ran(0, 1, input=b"state 1")) == [], "a segment of the run that died"
     life.tell(ran(1, 1, input=b"state 1", output=b"state 2"), ran(1, 2, input=b"state 2"))
     life.tell(run_ended(1))
-    assert isinstance(first, Report) and life.posted.records[0] == first.record
-    assert [record.body.index for record in life.posted.records] == [0, 1, 2]
+    assert isinstance(first, Report) and life.posted.records[0] == first.records[0]
+    assert [record.index for record in life.posted.records] == [0, 1, 2]
 
 
 def test_a_finished_run_is_not_run_again_for_want_of_its_log() -> None:
@@ -387,13 +356,16 @@ def test_a_chain_of_states_with_a_gap_is_given_back() -> None:
     spec = make_spec(kind=Kind.TRAIN)
     life = reach(Phase.RUNNING, open_lease(make_order(spec=spec, segments=3), spec))
     life.tell(ran(output=b"state 1"))
-    assert kinds(life.tell(ran(index=1, input=b"state 2"))) == LEAVE
+    assert kinds(life.tell(ran(index=1, input=b"state 2"))) == ["Kill", "FreeSlot", "PostReceipt"]
+    assert life.posted.receipt.body.count == 1, "what was done before the gap is handed in"
 
 
 def test_more_segments_than_leased_are_not_signed() -> None:
     life = reach(Phase.RUNNING)
     life.tell(ran())
-    assert kinds(life.tell(ran(index=1, input=OUTPUT))) == LEAVE
+    assert life.tell(ran(index=1, input=OUTPUT)) == []
+    life.tell(run_ended())
+    assert life.posted.receipt.body.count == 1
 
 
 RECEIPT = POSTED.receipt
@@ -443,14 +415,14 @@ def test_what_was_under_way_is_asked_for_again_after_a_restart() -> None:
 
 def test_a_return_that_was_refused_is_not_tried_for_ever() -> None:
     life = reach(Phase.STORED)
-    life.tell(TransactionRefused(Task.GIVE_BACK, "row 5"))
-    assert life.tell(TransactionRefused(Task.DELIVER, "R8")) == []
+    life.tell(TransactionRefused(Task.GIVE_BACK, "row 5"), TransactionRefused(Task.DELIVER, "R8"))
+    assert life.tell(TransactionRefused(Task.EXTEND, "R8")) == [AwaitAcceptance()]
     assert life.work.phase is Phase.STOPPED
 
 
 def test_cancelled_while_handing_in_is_delivered_without_patience() -> None:
     life = reach(Phase.POSTING)
-    life.tell(LeaseMoved(LeaseState.CANCELLING))
+    life.tell(moved(LeaseState.CANCELLING))
     assert kinds(life.tell(life.stored())) == ["AwaitAcceptance", "submit deliver"]
 
 
@@ -465,8 +437,8 @@ def test_the_receipt_names_what_was_promised_and_measured() -> None:
     receipt = POSTED.receipt.body
     assert receipt.environment.runtime == OPENED.announcement.order.body.runtime
     assert (receipt.lease, receipt.provider, receipt.first, receipt.count) == (OPENED.lease, PROVIDER.key, 0, 1)
-    assert receipt.usage == POSTED.records[0].body.usage
-    assert POSTED.records[0].body.input == compute_digest(INPUTS)
+    assert receipt.usage == POSTED.records[0].usage
+    assert POSTED.records[0].input == compute_digest(INPUTS)
     assert compute_receipt_id(CHAIN, receipt) == store(POSTED.receipt).body.receipt
     assert BROKER.key in OPENED.announcement.order.body.holders
 
@@ -481,10 +453,10 @@ def test_an_ended_run_is_reported_once_for_each_segment() -> None:
 def test_a_map_has_no_chain_of_states_and_an_unknown_segment_of_a_host_is_none() -> None:
     life = reach(Phase.RUNNING)
     assert life.work.papers is not None
-    assert "host failure" in life.work.papers.find_contradiction(ran(cause=Cause.HOST))
+    assert "host failure" in life.work.papers.find_contradiction(make_segment(cause=Cause.HOST))
 
 
 def test_every_event_is_in_the_table() -> None:
     told = {type(make(reach(Phase.POSTING))) for make in EVENTS.values()}
     assert told == set(WorkEvent.__args__)
-    assert {SegmentRan, RunEnded} <= told and set(TABLE) == set(Phase)
+    assert {SegmentsRan, RunEnded} <= told and set(TABLE) == set(Phase)
