@@ -27,6 +27,7 @@ from broker.protocol.refusals import BadValue, CannotCarry, MissingPackage
 
 TYPE_CHECKING = False  # typing costs 5 ms at each start inside the sandbox
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, Final
 
 __all__ = ["KINDS", "describe", "find_kind", "restore"]
@@ -158,16 +159,24 @@ def _restore_frame(pandas: Any, columns: Any, index: Any, data: Any) -> object:
     values = dict(enumerate(_restore_column(pandas, one) for one in data))
     labels = _restore_axis(pandas, columns, len(data))
     rows = _restore_axis(pandas, index, len(values[0]) if data else None)
-    if any(len(one) != len(rows) for one in values.values()):
-        raise BadValue("not a packed value: a frame of columns of several lengths")
-    frame = pandas.DataFrame(values, index=rows, copy=False)
+    series = {number: _make_series(pandas, one, rows) for number, one in values.items()}
+    frame = pandas.DataFrame(series, index=rows, copy=False)
     frame.columns = labels
     return frame
 
 
 def _restore_series(pandas: Any, name: Any, index: Any, column: Any) -> object:
     values = _restore_column(pandas, column)
-    return pandas.Series(values, index=_restore_axis(pandas, index, len(values)), name=_read_label(name), copy=False)
+    made = _make_series(pandas, values, _restore_axis(pandas, index, len(values)))
+    made.name = _read_label(name)
+    return made
+
+
+def _make_series(pandas: Any, values: Any, rows: Any) -> Any:
+    """The dtype is said, because pandas would make texts of objects that are texts. Raises ValueError where there are
+    more or fewer rows than values.
+    """
+    return pandas.Series(values, index=rows, dtype=values.dtype, copy=False)
 
 
 def _read_label(name: Any) -> Any:
@@ -184,7 +193,8 @@ def _restore_axis(pandas: Any, axis: Any, length: int | None) -> Any:
             raise BadValue("not a packed value: a range of other than whole numbers")
         made = pandas.RangeIndex(*column[1:], name=_read_label(name))
     else:
-        made = pandas.Index(_restore_column(pandas, column), name=_read_label(name), copy=False)
+        values = _restore_column(pandas, column)
+        made = pandas.Index(values, dtype=values.dtype, name=_read_label(name), copy=False)
     if len(made) != length if length is not None else len(made) > _MAX_BARE_ROWS:
         raise BadValue("not a packed value: an index of another length than its columns")
     return made
@@ -248,13 +258,24 @@ def _write_to(ipc: Any, sink: Any, table: Any, options: Any) -> None:
 
 
 def _check_type(arrow: Any, field: Any, path: str) -> None:
-    """What a type holds inside, too: an extension type is code of its own at whoever reads it."""
+    """An extension type is code of its own at whoever reads it."""
+    for one in _list_fields(arrow, field):
+        if isinstance(one.type, arrow.BaseExtensionType) or any(
+            key.startswith(_EXTENSION) for key in one.metadata or ()
+        ):
+            raise CannotCarry(path, f"column of the extension type {one.type}", "cast it to its storage type")
+
+
+def _list_fields(arrow: Any, field: Any) -> Iterator[Any]:
+    """A field and all that its type holds inside; Arrow itself bounds how deep they lie."""
     pending = [field]
     while pending:
         here = pending.pop()
-        kind = here.type.value_type if arrow.types.is_dictionary(here.type) else here.type
-        if isinstance(kind, arrow.BaseExtensionType) or any(key.startswith(_EXTENSION) for key in here.metadata or ()):
-            raise CannotCarry(path, f"column of the extension type {kind}", "cast it to its storage type")
+        yield here
+        kind = here.type
+        if arrow.types.is_dictionary(kind):
+            kind = kind.value_type
+            yield arrow.field("", kind)
         pending.extend(kind.field(number) for number in range(kind.num_fields))
 
 
@@ -264,6 +285,9 @@ def _read_stream(arrow: Any, kind: str, stream: Any) -> object:
         raise BadValue("not a packed value: a table without its bytes")
     _check_messages(memoryview(stream))
     reader: Any = ipc.open_stream(arrow.py_buffer(stream))
+    for field in reader.schema:
+        for one in _list_fields(arrow, field):
+            (one.name, getattr(one.type, "tz", ""))  # decodes them, which else fails whoever first looks
     batches = [*reader]
     rows = sum(batch.num_rows for batch in batches)
     if rows > _count_rows(len(stream)) or (kind == "batch" and len(batches) != 1):
