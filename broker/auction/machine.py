@@ -166,12 +166,12 @@ class Auction:
 
     def expects(self, provider: bytes) -> bool:
         """Whether it matters that a provider leaves."""
-        waits = self.round is not None and self.round.expects(provider)
-        return waits or any(lot.is_live and lot.missing_since is None for lot in self._list_of(provider))
+        waits = self.round is not None and provider in self.round.awaited
+        return waits or any(lot.is_working and lot.missing_since is None for lot in self._list_of(provider))
 
     def misses(self, provider: bytes) -> bool:
         """Whether it matters that a provider is back."""
-        return any(lot.is_live and lot.missing_since is not None for lot in self._list_of(provider))
+        return any(lot.is_working and lot.missing_since is not None for lot in self._list_of(provider))
 
     def _take(self, event: AuctionEvent, now: int) -> Sequence[AuctionEffect]:
         match event:

@@ -79,9 +79,10 @@ class Round:
         """A provider is gone."""
         self._gone.add(provider)
 
-    def expects(self, provider: bytes) -> bool:
-        """Whether a provider's answer, or a better one, may still come."""
-        return provider not in self._gone and (provider in self._awaited or provider in self._list_passing())
+    @property
+    def awaited(self) -> frozenset[bytes]:
+        """Providers whose answer, or a better one, may still come."""
+        return frozenset(self._awaited | self._list_passing()) - self._gone
 
     def is_done(self, provider: bytes, now: int) -> bool:
         """Cross off a provider that answered or left; whether nobody is waited for any more. With nobody who was known

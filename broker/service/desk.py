@@ -24,6 +24,7 @@ from broker.auction.admission import (
     compute_delivery_id,
     list_delivered_blobs,
 )
+from broker.auction.estimate import estimate, show_provider
 from broker.auction.events import (
     AcceptanceArrived,
     Acknowledge,
@@ -34,6 +35,7 @@ from broker.auction.events import (
     DeliveryArrived,
     Finish,
     GrantInputs,
+    Inquire,
     LeaseChanged,
     Notify,
     OrderPosted,
@@ -42,16 +44,31 @@ from broker.auction.events import (
     PublishBook,
     Restarted,
     StoreStorageReceipt,
+    SubmitCall,
+    SubmitExtend,
     SubmitOpen,
+    Surveyed,
     WatchLease,
     Withdraw,
 )
+from broker.auction.lots import Lot
 from broker.auction.machine import Auction, Phase
 from broker.auction.matching import survey
 from broker.bus.protocol import Bus
 from broker.protocol import topics
-from broker.protocol.api import INLINE_BYTES, PROTOCOL_VERSION, Cancellation, Delivery, JobSummary, Submission
+from broker.protocol.api import (
+    INLINE_BYTES,
+    PROTOCOL_VERSION,
+    Cancellation,
+    Delivery,
+    Enquiry,
+    Estimate,
+    JobSummary,
+    ProviderView,
+    Submission,
+)
 from broker.protocol.jobs import JobSpec
+from broker.protocol.messages import Offer
 from broker.service.blobs import BlobStore
 from broker.service.custody import Custody
 from broker.service.directory import Directory
@@ -74,6 +91,9 @@ ANNOUNCE_EXPIRY_S = 10
 
 LONGEST_HOLD = 90 * 24 * HOUR
 """Code and inputs are kept until the order's expiry, but no longer than this."""
+
+MAX_RECORDS = 1_000_000
+"""Segment records of all live jobs together, about one gigabyte in memory; deliveries beyond wait."""
 
 LISTED = 500
 """Jobs in a requester's list."""
@@ -131,7 +151,9 @@ class Desk:
         """Take an order and announce it; returns its id. Once taken, the same order again is no error."""
         parts, order = self._parts, submission.order.body
         if submission.version != PROTOCOL_VERSION:
-            raise Refused(f"version {submission.version}; this broker speaks 1", rule="protocol.version")
+            raise Refused(
+                f"version {submission.version}; this broker speaks {PROTOCOL_VERSION}", rule="protocol.version"
+            )
         if order.requester != account:
             raise Refused("the request is not signed by the order's requester", rule="order.requester")
         order_id = compute_order_id(parts.house.chain, order)
@@ -153,17 +175,17 @@ class Desk:
         if order.watcher is not None:
             parts.custody.grant(wanted, order.watcher, until)
         if order_id not in self.live:
-            found = survey(self._list_offers(now), order, submission.spec, now)
+            found = survey(self.list_offers(), order, submission.spec, now)
             means = Means(balance, self._compute_promised(account))
             job = self._make(order_id)
             self._post(job, OrderPosted(submission.order, submission.spec, found, means))
         return order_id
 
     async def cancel(self, account: bytes, order_id: bytes, signed: Signed[Cancellation]) -> None:
-        """Take an order back while its auction is open."""
+        """Take an order back: nothing more of it is awarded. Leases that stand end by the chain's `Cancel`."""
         job = self._get(order_id, account)
-        if not isinstance(job, LiveJob) or job.auction.phase is not Phase.COLLECTING:
-            raise Refused("a lease is being opened or the job is over; cancel on the chain", rule="auction.open")
+        if not isinstance(job, LiveJob):
+            raise Refused("the job is over", rule="auction.open")
         check_cancellation(self._parts.house.chain, job.auction.order, order_id, signed)
         self._post(job, Cancelled(signed))
 
@@ -172,11 +194,25 @@ class Desk:
         job = self.get_lease(lease)
         if account not in (job.requester, job.watcher):
             raise Refused("not your lease", rule="lease.party")
-        if not isinstance(job, LiveJob):
-            raise Refused("the lease is over", rule="lease.over")
-        auction = job.auction
-        check_acceptance(self._parts.house.chain, auction.order, auction.lease, tuple(auction.receipts), signed)
+        job, lot = _get_live(job, lease)
+        check_acceptance(self._parts.house.chain, job.auction.order, lease, lot.receipts, signed)
         self._post(job, AcceptanceArrived(signed))
+
+    async def estimate(self, account: bytes, enquiry: Enquiry) -> Estimate:
+        """What the market would say to an order, for an account with a balance."""
+        if not await self._parts.ledger.is_known(account):
+            raise Refused("only an account with a balance asks for estimates; get some credits", rule="order.account")
+        return estimate(self.list_offers(), enquiry.order, enquiry.spec, self._parts.clock.now())
+
+    def list_providers(self) -> list[ProviderView]:
+        """Providers that offer now."""
+        return [show_provider(offer) for offer in self.list_offers()]
+
+    def list_offers(self) -> list[Offer]:
+        """Offers of registered providers that stand now."""
+        parts = self._parts
+        standing = parts.directory.list_standing(parts.clock.now())
+        return [one for one in standing if parts.ledger.knows_provider(one.provider)]
 
     def list_jobs(self, account: bytes) -> list[JobSummary]:
         """A requester's jobs, newest first."""
@@ -194,24 +230,29 @@ class Desk:
     # What providers ask
 
     async def deliver(self, account: bytes, lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
-        """Take a receipt; returns our storage receipt once all that it names lies on our disk."""
+        """Take a receipt; returns our storage receipt once all that it names lies on our disk. The same receipt again
+        gets the same answer.
+        """
         chain, job = self._parts.house.chain, self.get_lease(lease)
-        if account != job.provider:
+        if account != job.leases[lease]:
             raise Refused("only the lease's provider delivers", rule="lease.party")
         receipt = compute_delivery_id(chain, delivery)
         given = job.find_storage(chain, receipt)
         if given is not None:
             return given
-        if not isinstance(job, LiveJob) or job.auction.award is None or job.auction.winner is None:
-            raise Refused("the lease is over", rule="lease.over")
-        check_delivery(chain, lease, job.auction.award.body, job.auction.winner.body, delivery)
-        named = list_delivered_blobs(delivery)
+        job, lot = _get_live(job, lease)
+        if lot.cut or not lot.is_live:
+            raise Refused("the lease is over, or its rest is offered to others", rule="lease.over")
+        kept = check_delivery(chain, lot.agreed, lot.handed, delivery)
+        if sum(one.count_records() for one in self.live.values()) + len(kept.records) > MAX_RECORDS:
+            raise Unavailable(f"{MAX_RECORDS} records are in memory; try later", rule="delivery.busy")
+        named = list_delivered_blobs(kept)
         await self.store_inline(account, delivery.blobs, named)
         size = self._parts.custody.check_held(named, account)
-        self._post(job, DeliveryArrived(lease, delivery, size))
-        storage = job.auction.receipts.get(receipt)
+        self._post(job, DeliveryArrived(lease, kept, size))
+        storage = lot.receipts.get(receipt)
         if storage is None:
-            raise Refused("the lease is over, or has too many receipts", rule="lease.over")
+            raise Refused("the lease ended, or another receipt came first", rule="lease.over")
         return storage
 
     async def store_inline(self, account: bytes, blobs: Iterable[bytes], wanted: Iterable[bytes]) -> None:
@@ -223,7 +264,7 @@ class Desk:
         sizes = {digest: len(given[digest]) for digest in set(wanted) & set(given)}
         if sizes:
             with parts.custody.room(account, sum(sizes.values())), parts.blobs.arriving(sizes):
-                await asyncio.gather(*(parts.blobs.write(digest, given[digest]) for digest in sizes))
+                await parts.blobs.write_many({digest: given[digest] for digest in sizes})
                 parts.custody.hold(sizes, account, parts.clock.now() + UPLOAD_GRACE)
 
     # Lookups
@@ -240,10 +281,9 @@ class Desk:
         return found
 
     def find_live_lease(self, lease: bytes) -> LiveJob | None:
-        """The live job whose present lease this is."""
+        """The live job whose lease this is."""
         order_id = self._leases.get(lease)
-        job = self.live.get(order_id) if order_id else None
-        return job if job is not None and job.lease == lease else None
+        return self.live.get(order_id) if order_id else None
 
     def get_live(self, order_id: bytes) -> LiveJob | None:
         """A job that is not over."""
@@ -291,10 +331,6 @@ class Desk:
                 why = f"{show_digest(digest)} has {held} bytes, the job spec says {size}"
                 raise Refused(why, rule="order.blobs")
 
-    def _list_offers(self, now: int) -> list[Any]:
-        parts = self._parts
-        return [one for one in parts.directory.list_standing(now) if parts.ledger.knows_provider(one.provider)]
-
     # Machines
 
     def _make(self, order_id: bytes) -> LiveJob:
@@ -324,28 +360,22 @@ class Desk:
             self.post(order_id, event)
 
     def _index(self, job: LiveJob) -> None:
-        if any(job.lease):
-            self._leases[job.lease] = job.order_id
+        for lease in job.leases:
+            self._leases[lease] = job.order_id
 
     def _perform(self, order_id: bytes, effect: AuctionEffect) -> Coroutine[Any, Any, AuctionEvent | None] | None:
-        chain, ledger, job = self._parts.house.chain, self._parts.ledger, self.live[order_id]
+        ledger, job = self._parts.ledger, self.live[order_id]
         match effect:
-            case Announce(announcement=signed, provider=bytes(provider)):
-                return self._publish(topics.down(chain, provider), signed)
-            case Announce(announcement=signed) | PublishBook(book=signed) | Withdraw(withdrawal=signed):
-                return self._publish(topics.orders(chain), signed)
-            case PublishAward(provider=None, award=award):
-                return self._publish(topics.orders(chain), award)
-            case PublishAward(provider=provider, award=signed) | Acknowledge(provider=provider, acknowledgement=signed):
-                return self._publish(topics.down(chain, provider or b""), signed)
-            case PassAcceptance(provider=provider, acceptance=signed):
-                return self._publish(topics.down(chain, provider), signed)
-            case SubmitOpen():
-                return ledger.open(effect)
+            case Announce() | PublishBook() | Withdraw() | PublishAward() | Acknowledge() | PassAcceptance():
+                return self._publish(*self._address(effect))
+            case SubmitOpen() | SubmitExtend() | SubmitCall():
+                return ledger.submit(effect)
+            case Inquire():
+                return self._answer(job, effect)
             case WatchLease(lease=lease):
                 ledger.watch(lease)
-            case GrantInputs(provider=provider, until=until):
-                self._parts.custody.grant(_list_inputs(job.auction.spec), provider, until)
+            case GrantInputs(provider=provider, digests=digests, until=until):
+                self._parts.custody.grant([one for one in digests if one != EMPTY], provider, until)
             case StoreStorageReceipt():
                 self._keep(job, effect)
             case Notify():
@@ -360,6 +390,21 @@ class Desk:
                 assert_never(effect)
         return None
 
+    def _address(
+        self, effect: Announce | PublishBook | Withdraw | PublishAward | Acknowledge | PassAcceptance
+    ) -> tuple[str, Any]:
+        """Topic and message."""
+        chain = self._parts.house.chain
+        match effect:
+            case Announce(announcement=signed, provider=provider) | PublishAward(award=signed, provider=provider):
+                return topics.orders(chain) if provider is None else topics.down(chain, provider), signed
+            case PublishBook(book=signed) | Withdraw(withdrawal=signed):
+                return topics.orders(chain), signed
+            case Acknowledge(acknowledgement=signed, provider=to) | PassAcceptance(acceptance=signed, provider=to):
+                return topics.down(chain, to), signed
+            case _:
+                assert_never(effect)
+
     def _hold_inputs(self, job: LiveJob) -> None:
         """Say again who holds code and inputs, in case a power cut took it."""
         auction, parts = job.auction, self._parts
@@ -373,12 +418,17 @@ class Desk:
     def _keep(self, job: LiveJob, effect: StoreStorageReceipt) -> None:
         """The provider holds its outputs; the parties may read them."""
         custody, auction = self._parts.custody, job.auction
-        if auction.winner is not None:
-            sizes = {digest: self._parts.blobs.measure(digest) or 0 for digest in effect.blobs}
-            custody.hold(sizes, auction.winner.body.provider, effect.until)
+        sizes = {digest: self._parts.blobs.measure(digest) or 0 for digest in effect.blobs}
+        custody.hold(sizes, auction.lots[effect.lease].provider, effect.until)
         for party in (auction.order.requester, auction.order.watcher):
             if party is not None:
                 custody.grant(effect.blobs, party, effect.until)
+
+    async def _answer(self, job: LiveJob, effect: Inquire) -> Surveyed:
+        """Who fits the next round."""
+        auction = job.auction
+        found = survey(self.list_offers(), auction.order, auction.spec, self._parts.clock.now(), effect.segments)
+        return Surveyed(effect.round, found)
 
     async def _publish(self, topic: str, signed: Any) -> None:
         with contextlib.suppress(Unavailable):
@@ -389,7 +439,8 @@ class Desk:
 
     async def _put_away(self, job: LiveJob) -> None:
         parts = self._parts
-        parts.ledger.unwatch(job.lease)
+        for lease in job.leases:
+            parts.ledger.unwatch(lease)
         parts.custody.flush()
         parts.archive.add(job, parts.clock.now())
         parts.journal.drop(job.driver.name)
@@ -398,6 +449,13 @@ class Desk:
             del self._leases[lease]
         job.refresh()
         await job.driver.close()
+
+
+def _get_live(job: Job, lease: bytes) -> tuple[LiveJob, Lot]:
+    """The lot of a lease whose job is not over; raises `Refused` (`lease.over`)."""
+    if not isinstance(job, LiveJob):
+        raise Refused("the lease is over", rule="lease.over")
+    return job, job.auction.lots[lease]
 
 
 def _list_inputs(spec: JobSpec) -> tuple[bytes, ...]:

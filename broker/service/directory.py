@@ -16,7 +16,8 @@ SKEW_MS = 60_000
 
 class Directory:
     """The newest offer of each provider. A higher sequence replaces a lower one; what has run out is left out
-    (threats.md row 27).
+    (threats.md row 27). An offer without slots is a farewell: it stays remembered while it stands, so that an older
+    offer that somebody says again does not bring its provider back.
     """
 
     def __init__(self) -> None:
@@ -35,9 +36,9 @@ class Directory:
                 raise Refused(f"more than {MAX_OFFERS} providers", rule="offer.full")
         self._offers[offer.provider] = offer
 
-    def drop(self, provider: bytes) -> bool:
-        """A provider is gone; says whether it was there."""
-        return self._offers.pop(provider, None) is not None
+    def drop(self, provider: bytes) -> None:
+        """Forget a key that is no provider."""
+        self._offers.pop(provider, None)
 
     def sweep(self, now: int) -> None:
         """Forget offers that have run out."""
@@ -45,8 +46,13 @@ class Directory:
             del self._offers[provider]
 
     def list_standing(self, now: int) -> list[Offer]:
-        """Offers that stand now."""
-        return [offer for offer in self._offers.values() if offer.valid_until >= now]
+        """Offers of providers that are there now."""
+        return [offer for offer in self._offers.values() if _stands(offer, now)]
+
+    def is_there(self, provider: bytes, now: int) -> bool:
+        """Whether a provider's offer stands now."""
+        offer = self._offers.get(provider)
+        return offer is not None and _stands(offer, now)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._offers)
@@ -56,7 +62,11 @@ class Directory:
         server was gone, so that it may have missed something.
         """
         known = self._offers.get(offer.provider)
-        return known is not None and known.sequence < offer.sequence
+        return known is not None and known.slots > 0 and known.sequence < offer.sequence
 
     def __len__(self) -> int:
         return len(self._offers)
+
+
+def _stands(offer: Offer, now: int) -> bool:
+    return offer.slots > 0 and offer.valid_until >= now

@@ -21,13 +21,20 @@ from chain.base.keys import Signed
 from chain.ledger.terms.work import Acceptance, StorageReceipt, compute_receipt_id
 from chain.runtime.driver import Driver
 
-PAGE_BYTES = 2 << 20
-"""Bytes behind which a page of events ends."""
+PAGE_BYTES = 256 << 10
+"""Bytes behind which a page of events ends. Eight bytes or more make one element of what stands there, so that a page
+with its last item stays below the codec's 65,536.
+"""
 
 PAGE_ITEMS = 256
 
 PROGRESS_BYTES = 2 << 20
-"""Log bytes of one job kept in memory; the oldest give way. The whole log is a blob of the receipt."""
+"""Log bytes and records of one job's progress kept in memory; the oldest give way. The whole log is a blob of the
+receipt, and records come with receipts.
+"""
+
+RECORD_BYTES = 1_024
+"""What a record in memory counts for, about."""
 
 PROGRESS_ITEMS = 2_000
 
@@ -36,24 +43,26 @@ _PROGRESS_BITS = 32
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS archive (
-    job BLOB PRIMARY KEY, lease BLOB NOT NULL, requester BLOB NOT NULL, watcher BLOB, provider BLOB,
+    job BLOB PRIMARY KEY, requester BLOB NOT NULL, watcher BLOB,
     title TEXT NOT NULL, state TEXT NOT NULL, posted INTEGER NOT NULL, ended INTEGER NOT NULL, documents BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS archive_lease ON archive (lease);
+CREATE TABLE IF NOT EXISTS leases (
+    lease BLOB PRIMARY KEY, job BLOB NOT NULL, provider BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS leases_job ON leases (job);
 CREATE INDEX IF NOT EXISTS archive_requester ON archive (requester, posted);
 """
 
 
 class Job:
-    """One order, live or over: who its parties are and what happened."""
+    """One order, live or over: who its parties are, who has which lease of it, and what happened."""
 
     def __init__(self, order_id: bytes) -> None:
         self.order_id = order_id
         self.documents: Sequence[JobEvent] = ()
-        self.lease = bytes(32)
+        self.leases: dict[bytes, bytes] = {}
         self.requester = b""
         self.watcher: bytes | None = None
-        self.provider: bytes | None = None
         self.title = ""
         self.posted = 0
 
@@ -69,9 +78,10 @@ class Job:
                 return one.storage
         return None
 
-    def find_acceptance(self) -> Signed[Acceptance] | None:
-        """The newest acceptance."""
-        return next((one.acceptance for one in reversed(self.documents) if isinstance(one, Accepted)), None)
+    def find_acceptance(self, lease: bytes) -> Signed[Acceptance] | None:
+        """The newest acceptance of a lease."""
+        accepted = (one.acceptance for one in reversed(self.documents) if isinstance(one, Accepted))
+        return next((one for one in accepted if one.body.lease == lease), None)
 
     def read(self, after: int) -> Events:
         """A page of what lies behind the cursor."""
@@ -102,18 +112,36 @@ class LiveJob(Job):
             order = auction.order
             self.requester, self.watcher = order.requester, order.watcher
             self.title, self.posted = auction.spec.title, auction.posted
-        self.lease = auction.lease
-        self.provider = auction.winner.body.provider if auction.winner else None
+        self.leases = {lot.lease: lot.provider for lot in auction.lots.values()}
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def find_storage(self, chain_id: bytes, receipt: bytes) -> Signed[StorageReceipt] | None:
+        """As for a job that is over, without going through all documents."""
+        found = (lot.receipts.get(receipt) for lot in self.auction.lots.values())
+        return next((storage for storage in found if storage is not None), None)
+
+    def find_acceptance(self, lease: bytes) -> Signed[Acceptance] | None:
+        """As for a job that is over, without going through all documents."""
+        lot = self.auction.lots.get(lease)
+        return lot.acceptance if lot is not None else None
+
+    def count_records(self) -> int:
+        """Segment records in memory."""
+        return sum(len(lot.handed.records) for lot in self.auction.lots.values())
+
+    def list_providers(self) -> frozenset[bytes]:
+        """Providers on whom something depends: awaited by a round, or at work."""
+        awaited = self.auction.round.awaited if self.auction.round is not None else frozenset()
+        return awaited | {lot.provider for lot in self.auction.lots.values() if lot.is_working}
 
     def add_progress(self, one: Advanced) -> None:
         """Take progress; the oldest gives way."""
         self._progress.append((len(self.documents), one))
-        self._bytes += len(one.log)
+        self._bytes += _measure(one)
         while len(self._progress) > PROGRESS_ITEMS or self._bytes > PROGRESS_BYTES:
             _, gone = self._progress.pop(0)
-            self._bytes -= len(gone.log)
+            self._bytes -= _measure(gone)
             self._dropped += 1
         self.refresh()
 
@@ -129,6 +157,10 @@ class LiveJob(Job):
         except TimeoutError:
             return False
         return True
+
+
+def _measure(one: Advanced) -> int:
+    return len(one.log) + RECORD_BYTES * len(one.records)
 
 
 def name_state(documents: Sequence[JobEvent]) -> str:
@@ -171,17 +203,31 @@ class Archive:
 
     def add(self, job: Job, now: int) -> None:
         """Put a job away; again is no error."""
-        row = (job.order_id, job.lease, job.requester, job.watcher, job.provider, job.title, job.state, job.posted, now)
-        query = "INSERT OR REPLACE INTO archive VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        self._connection.execute(query, (*row, encode(tuple(job.documents))))
+        row = (job.order_id, job.requester, job.watcher, job.title, job.state, job.posted, now)
+        leases = [(lease, job.order_id, provider) for lease, provider in job.leases.items()]
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            query = "INSERT OR REPLACE INTO archive VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            self._connection.execute(query, (*row, encode(tuple(job.documents))))
+            self._connection.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", leases)
 
     def find(self, order_id: bytes) -> Job | None:
         """A job by its order."""
-        return self._find("job", order_id)
+        names = "requester, watcher, title, posted, documents"
+        row = self._connection.execute(f"SELECT {names} FROM archive WHERE job = ?", (order_id,)).fetchone()
+        if row is None:
+            return None
+        job = Job(order_id)
+        job.requester, job.watcher, job.title, job.posted = row[:4]
+        job.documents = self._decoder.decode(row[4])
+        query = "SELECT lease, provider FROM leases WHERE job = ?"
+        job.leases = dict(self._connection.execute(query, (order_id,)).fetchall())
+        return job
 
     def find_lease(self, lease: bytes) -> Job | None:
-        """A job by its lease."""
-        return self._find("lease", lease)
+        """A job by one of its leases."""
+        row = self._connection.execute("SELECT job FROM leases WHERE lease = ?", (lease,)).fetchone()
+        return self.find(bytes(row[0])) if row else None
 
     def summarize(self, requester: bytes, limit: int) -> list[JobSummary]:
         """A requester's newest jobs that are over."""
@@ -191,14 +237,7 @@ class Archive:
 
     def sweep(self, ended_before: int) -> None:
         """Forget what ended before an Instant."""
-        self._connection.execute("DELETE FROM archive WHERE ended < ?", (ended_before,))
-
-    def _find(self, column: str, value: bytes) -> Job | None:
-        names = "job, lease, requester, watcher, provider, title, posted, documents"
-        row = self._connection.execute(f"SELECT {names} FROM archive WHERE {column} = ?", (value,)).fetchone()
-        if row is None:
-            return None
-        job = Job(bytes(row[0]))
-        job.lease, job.requester, job.watcher, job.provider, job.title, job.posted = row[1:7]
-        job.documents = self._decoder.decode(row[7])
-        return job
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("DELETE FROM archive WHERE ended < ?", (ended_before,))
+            self._connection.execute("DELETE FROM leases WHERE job NOT IN (SELECT job FROM archive)")

@@ -1,4 +1,5 @@
-"""The broker's dealings with the chain: opens leases, watches them, asks for accounts (R3, R12 f).
+"""The broker's dealings with the chain: opens leases and watches them, calls providers, asks for accounts (R3, R6, R12
+f).
 
 One long poll serves all watched leases (events of a lease stand under its auctioneer, which is us); it goes on behind
 the height it has seen, after a restart of the node too, and each newly watched lease is asked for its present state.
@@ -9,14 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, assert_never
 
-from broker.auction.events import LeaseChanged, OpenDelayed, OpenFinal, OpenRefused, SubmitOpen, find_blame
+from broker.auction.events import (
+    LeaseChanged,
+    OpenDelayed,
+    OpenFinal,
+    OpenRefused,
+    SubmitCall,
+    SubmitExtend,
+    SubmitOpen,
+    find_blame,
+)
+from broker.auction.lots import NO_RECEIPT
 from chain.base.errors import Refused, TallyError
 from chain.base.hashing import Tag, compute_id
 from chain.base.keys import Signer, show_key
 from chain.base.units import MICRO, format_credits
-from chain.ledger.transactions import SignedTransaction, sign_transaction
+from chain.ledger.transactions import Body, Call, SignedTransaction, sign_transaction
 from chain.rpc.schema import AccountView, ChainInfo, EventsPage, LeaseView, TxOutcome
 from chain.runtime.clock import Clock
 from chain.runtime.logs import get_logger
@@ -138,10 +149,26 @@ class LedgerSide:
         """Whether `is_provider` said yes before."""
         return account in self._standing and self._standing[account][1].provider
 
+    async def submit(
+        self, effect: SubmitOpen | SubmitExtend | SubmitCall
+    ) -> OpenFinal | OpenRefused | OpenDelayed | None:
+        """Carry out one of the effects that are transactions. Only an opening has an outcome: what the chain makes of a
+        prefix or a call is heard as a change of its lease, a refusal is logged.
+        """
+        match effect:
+            case SubmitOpen():
+                return await self.open(effect)
+            case SubmitExtend(lease=lease, body=body, valid_until=until):
+                await self._try("extend", self._sign(lease, body, until))
+            case SubmitCall(lease=lease, valid_until=until):
+                await self._try("call", self._sign(lease, Call(lease), until))
+            case _:
+                assert_never(effect)
+        return None
+
     async def open(self, effect: SubmitOpen) -> OpenFinal | OpenRefused | OpenDelayed:
         """Submit an opening and wait until it is final. Whatever the refusal, a lease that stands did open."""
-        salt = compute_id(Tag.TX, self._chain_id, (effect.lease, effect.valid_until))[:16]
-        tx = sign_transaction(self._signer, self._chain_id, effect.body, effect.valid_until, salt)
+        tx = self._sign(effect.lease, effect.body, effect.valid_until)
         try:
             try:
                 outcome = await self._chain.submit(tx)
@@ -164,6 +191,17 @@ class LedgerSide:
     def unwatch(self, lease: bytes) -> None:
         """Report it no more."""
         self._watched.discard(lease)
+
+    def _sign(self, lease: bytes, body: Body, valid_until: int) -> SignedTransaction:
+        """A transaction about a lease; the same one for the same body and end."""
+        salt = compute_id(Tag.TX, self._chain_id, (type(body).__name__, lease, valid_until))[:16]
+        return sign_transaction(self._signer, self._chain_id, body, valid_until, salt)
+
+    async def _try(self, what: str, tx: SignedTransaction) -> None:
+        try:
+            await self._chain.submit(tx)
+        except TallyError as error:
+            self._log.warning(f"the chain did not take our {what}", rule=error.rule, why=error.message)
 
     async def _get_standing(self, account: bytes) -> AccountView:
         known = self._standing.get(account)
@@ -208,4 +246,7 @@ class LedgerSide:
     def _tell(self, lease: bytes, view: LeaseView | None) -> None:
         if view is None or lease not in self._watched:
             return
-        self.report(lease, LeaseChanged(lease, view.state[:500], self._after))
+        receipt = bytes.fromhex(view.receipt) or NO_RECEIPT
+        self.report(
+            lease, LeaseChanged(lease, view.state[:500], self._after, view.served, view.held, view.cause[:500], receipt)
+        )

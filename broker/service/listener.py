@@ -1,7 +1,9 @@
 """What providers say on the bus, turned into events: offers, bids, declines, progress.
 
 A topic is only a hint; each message is verified against the key in its own body, and dropped without an answer if
-anything about it is wrong (threats.md rows 24 to 27). Bids count only from providers that the chain knows.
+anything about it is wrong (threats.md rows 24 to 27). Bids count only from providers that the chain knows. Who is
+there follows from signed offers alone: a provider leaves by an offer without slots, or when its offer runs out; an
+empty presence, which anybody can send, says nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from broker.auction.events import BidArrived, DeclineArrived, ProviderCame, ProviderLeft
+from broker.auction.events import BidArrived, DeclineArrived, ProviderBack, ProviderCame, ProviderLeft
 from broker.auction.machine import Phase
 from broker.protocol import topics
 from broker.protocol.api import Advanced
@@ -30,6 +32,12 @@ LEARN_PAUSE = 0.5
 MAX_LEARNING = 256
 """Questions of that kind at one time; more are dropped, a provider says its offer again."""
 
+LOOK_PAUSE = 1.0
+"""Seconds between two looks at whose offer has run out."""
+
+LOOK_GRACE = 10.0
+"""Seconds after the start in which nobody is taken for gone: offers have to be heard first."""
+
 
 class Listener:
     """Hears the bus for a desk."""
@@ -38,7 +46,8 @@ class Listener:
         self.dropped = 0
         self._parts = parts
         self._desk = desk
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heard_all = False
         self._learning: set[asyncio.Task[None]] = set()
         self._log = get_logger("listener")
 
@@ -46,11 +55,11 @@ class Listener:
         """Subscribe and listen."""
         chain = self._parts.house.chain
         await self._parts.bus.subscribe([topics.all_presence(chain), topics.all_up(chain)])
-        self._task = asyncio.create_task(self._listen())
+        self._tasks = [asyncio.create_task(work) for work in (self._listen(), self._watch())]
 
     async def close(self) -> None:
         """Stop listening."""
-        tasks = [*self._learning, *([self._task] if self._task else [])]
+        tasks = [*self._learning, *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -63,18 +72,32 @@ class Listener:
                 self.dropped += 1
                 self._log.debug("dropped a message", topic=topic, rule=error.rule, why=error.message)
 
+    async def _watch(self) -> None:
+        """Notice offers that run out."""
+        await asyncio.sleep(LOOK_GRACE)
+        self._heard_all = True
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_PAUSE)
+
+    def look(self) -> None:
+        """Tell each job which of those it depends on are gone, and which are back."""
+        now, directory = self._parts.clock.now(), self._parts.directory
+        for job in list(self._desk.live.values()):
+            for provider in job.list_providers():
+                there = directory.is_there(provider, now)
+                if there and job.auction.misses(provider):
+                    self._desk.post(job.order_id, ProviderBack(provider))
+                elif not there and self._heard_all and job.auction.expects(provider):
+                    self._desk.post(job.order_id, ProviderLeft(provider))
+
     def _hear(self, topic: str, data: bytes) -> None:
         if not data:
-            self._lose(topics.provider_of(topic))
-            return
+            raise Refused("a presence that nobody signed", rule="bus.unsigned")
         signed: Signed[Any] = read_from_provider(data, self._parts.house.chain)
         match signed.body:
             case Offer():
-                known = self._parts.directory.is_refresh(signed.body)
-                self._parts.directory.take(signed.body, self._parts.clock.now())
-                asked = self._learn(self._introduce(signed.body.provider, known))
-                if not asked and not self._parts.ledger.knows_provider(signed.body.provider):
-                    self._parts.directory.drop(signed.body.provider)  # a provider says it again
+                self._take_offer(signed.body)
             case Bid():
                 self._take_bid(signed)
             case Decline():
@@ -84,11 +107,24 @@ class Listener:
             case _:
                 raise Refused("a message that no provider sends", rule="bus.kind")
 
-    def _lose(self, provider: bytes | None) -> None:
-        if provider is None or not self._parts.directory.drop(provider):
+    def _take_offer(self, offer: Offer) -> None:
+        directory, provider = self._parts.directory, offer.provider
+        known = directory.is_refresh(offer)
+        if offer.slots == 0 and provider not in directory:
             return
-        for job in self._desk.collecting():
-            self._desk.post(job.order_id, ProviderLeft(provider))
+        directory.take(offer, self._parts.clock.now())
+        if offer.slots == 0:
+            self._part(provider)
+            return
+        asked = self._learn(self._introduce(provider, known))
+        if not asked and not self._parts.ledger.knows_provider(provider):
+            directory.drop(provider)  # a provider says it again
+
+    def _part(self, provider: bytes) -> None:
+        """A provider said farewell: no job waits for the next look."""
+        for job in list(self._desk.live.values()):
+            if job.auction.expects(provider):
+                self._desk.post(job.order_id, ProviderLeft(provider))
 
     def _is_open(self, order_id: bytes) -> bool:
         """Whether an answer to this order still counts: what does not is dropped before it is stored."""
@@ -127,17 +163,18 @@ class Listener:
         for _ in range(LEARN_TRIES):
             try:
                 if await self._parts.ledger.is_provider(provider):
-                    self._greet(provider, known)
+                    if not known:
+                        self._greet(provider)
                     return
             except TallyError as error:
                 self._log.debug("can't ask about a provider yet", rule=error.rule)
             await asyncio.sleep(LEARN_PAUSE)
         self._parts.directory.drop(provider)
 
-    def _greet(self, provider: bytes, known: bool) -> None:
-        if not known:
-            for job in self._desk.collecting():
-                self._desk.post(job.order_id, ProviderCame(provider))
+    def _greet(self, provider: bytes) -> None:
+        self.look()
+        for job in self._desk.collecting():
+            self._desk.post(job.order_id, ProviderCame(provider))
 
     def _learn(self, work: Coroutine[Any, Any, None]) -> bool:
         """Whether there is room for one more question."""
@@ -157,6 +194,6 @@ class Listener:
 
     def _take_progress(self, one: Progress) -> None:
         job = self._desk.find_live_lease(one.lease)
-        if job is not None and job.provider == one.provider:
+        if job is not None and job.leases.get(one.lease) == one.provider:
             now = self._parts.clock.now()
             job.add_progress(Advanced(now, one.lease, one.done, one.total, one.records, one.log_offset, one.log))

@@ -51,7 +51,7 @@ from chain.runtime.keystore import load_or_create_key
 from chain.runtime.logs import get_logger
 
 STORE_KIND = "tallystick broker"
-STORE_VERSION = 1
+STORE_VERSION = 2
 
 SCHEMA = f"{journal.SCHEMA};{jobs.SCHEMA}"
 

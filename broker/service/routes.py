@@ -103,12 +103,13 @@ class Routes:
     async def show_acceptance(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/leases/{hex}/acceptance."""
         await read_body(request)
-        deadline, job = read_wait(request), self._desk.get_lease(read_id(request))
-        if job.provider != get_account(request):
+        deadline, lease = read_wait(request), read_id(request)
+        job = self._desk.get_lease(lease)
+        if job.leases[lease] != get_account(request):
             raise Refused("not your lease", rule="lease.party")
-        found = job.find_acceptance()
+        found = job.find_acceptance(lease)
         while found is None and isinstance(job, LiveJob) and await job.wait(deadline):
-            found = job.find_acceptance()
+            found = job.find_acceptance(lease)
         if found is None:
             raise Refused("there is no acceptance yet", rule="acceptance.none")
         return make_answer(found)
