@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from broker.auction.scoring import Share, divide
 from broker.protocol.jobs import Entry, JobSpec, Level, Runtime, compute_item_root
 from broker.protocol.messages import Acknowledgement, Book, Decline, Reason
@@ -20,14 +18,9 @@ from broker.protocol.values import pack
 from chain.base.codec import encode
 from chain.base.hashing import Tag, compute_digest, compute_id
 from chain.base.keys import Signed, Signer
-from chain.base.merkle import compute_root, prove_consistency, prove_inclusion
+from chain.base.merkle import compute_root, prove_consistency
 from chain.base.units import MICRO
-from chain.consensus.beacon import compute_beacon
-from chain.consensus.messages import Certificate, SeatSignature, Step, Vote
-from chain.ledger.blocks import compute_block_id
-from chain.ledger.entries import LeaseRecord, get_lease_key
-from chain.ledger.genesis import Genesis, Seat, make_genesis
-from chain.ledger.ledger import Committed, Frame, Ledger
+from chain.ledger.ledger import Committed
 from chain.ledger.terms.agreement import Award, Bid, Kind, Order, compute_bid_id, compute_lease_id, compute_order_id
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import (
@@ -41,128 +34,28 @@ from chain.ledger.terms.work import (
     compute_records_root,
 )
 from chain.ledger.transactions import (
-    Body,
     Deliver,
     Extend,
     GiveBack,
     Open,
-    RegisterProvider,
     Settle,
-    Transfer,
-    compute_transaction_id,
-    sign_transaction,
 )
-from chain.rpc.proofs import Finality, LeaseProof, TxProof
+from chain.rpc.proofs import LeaseProof, TxProof
 from requester.purchase.casefile import BlobSource, CaseContent
 from requester.purchase.documents import Documents, LeasePapers
 from requester.purchase.events import LeaseSeen
 from requester.purchase.order import Parties, Terms, make_order, make_resources
+from tests.attacks.case_chain import ALICE, BOB, BROKER, EMPTY, PROVIDERS, REQUESTER, STRANGER, Chain, change
 
-START = 1_800_000_000_000
-EMPTY = compute_digest(b"")
-SEAT, REQUESTER, BROKER, ALICE, BOB, STRANGER = (Signer(bytes([number]) * 32) for number in range(1, 7))
-PROVIDERS = {signer.key: signer for signer in (ALICE, BOB, STRANGER)}
 TRACE = b"Traceback: ValueError: no\n"
-ENVIRONMENT_LEVEL = "ns+cgroup"
-
-
-def change(value: Any, **fields: Any) -> Any:
-    return msgspec.structs.replace(value, **fields)
-
-
-class Chain:
-    """A ledger, its blocks, and proofs out of them. Time moves by a millisecond per block, or as told."""
-
-    def __init__(self, name: str = "cases") -> None:
-        grants = [(signer.key, 1_000 * MICRO) for signer in (REQUESTER, BROKER, *PROVIDERS.values())]
-        self.genesis: Genesis = make_genesis(name, START, [Seat(SEAT.key, compute_digest(b"beacon"))], grants)
-        self.ledger = Ledger(self.genesis)
-        self.id = self.ledger.chain_id
-        self.commits: list[Committed] = []
-        self.seen: dict[bytes, LeaseSeen] = {}
-        for signer in PROVIDERS.values():
-            self.send(signer, RegisterProvider(100 * MICRO))
-
-    @property
-    def now(self) -> int:
-        return self.ledger.head.time
-
-    def send(self, sender: Signer, body: Body, *, at: int | None = None) -> Committed:
-        """One transaction in a block, beside transfers so that its proof has a path."""
-        salt = compute_digest(b"salt %d" % len(self.commits))[:16]
-        until = (at or self.now) + 60_000
-        others = [sign_transaction(BROKER, self.id, Transfer(REQUESTER.key, n), until, salt) for n in (1, 2)]
-        return self.block(at, sign_transaction(sender, self.id, body, until, salt), *others)
-
-    def block(self, at: int | None = None, *txs: Any) -> Committed:
-        head = self.ledger.head
-        reveal = compute_digest(b"reveal %d" % head.slot)
-        frame = Frame(
-            epoch=head.epoch,
-            slot=head.slot + 1,
-            time=at or head.time + 1,
-            reveal=reveal,
-            beacon=compute_beacon(self.id, head.beacon, reveal),
-            seats=head.seats,
-            seats_changed=head.seats_changed,
-        )
-        proposal = self.ledger.propose(self.ledger.head_id, frame, txs)
-        if proposal.refused:
-            raise proposal.refused[0].error
-        committed = self.ledger.commit(self.ledger.apply(proposal.block).id)
-        self.commits.append(committed)
-        return committed
-
-    def wait(self, milliseconds: int) -> Committed:
-        """Let block time pass; timers fire."""
-        return self.block(self.now + milliseconds)
-
-    def certify(self, header: Any) -> Finality:
-        vote = Vote(Step.FINALIZE, 0, header.slot, compute_block_id(self.id, header))
-        signature = SEAT.sign(Tag.VOTE, self.id, vote).signature
-        return Finality(header, (), Certificate(vote, (SeatSignature(0, signature),)))
-
-    def prove(self, committed: Committed, index: int = 0) -> TxProof:
-        """The proof of a transaction of a block."""
-        block = committed.block
-        leaves = [compute_transaction_id(signed.body) for signed in block.transactions]
-        path = prove_inclusion(leaves, index)
-        return TxProof(self.certify(block.header), block.transactions[index], index, len(leaves), path)
-
-    def prove_lease(self, lease: bytes) -> LeaseProof:
-        """The lease as it stands at the head."""
-        key = get_lease_key(lease)
-        return LeaseProof(self.certify(self.ledger.head), key, encode(self.get_lease(lease)), self.ledger.prove(key))
-
-    def get_lease(self, lease: bytes) -> LeaseRecord:
-        record = self.ledger.lease(lease)
-        assert record is not None
-        return record
-
-    def see(self, lease: bytes, committed: Committed) -> LeaseSeen:
-        """What a requester who watches the chain notes of a block that moved this lease."""
-        record, header = self.get_lease(lease), committed.block.header
-        tx = compute_transaction_id(committed.block.transactions[0].body).hex() if committed.block.transactions else ""
-        return LeaseSeen(
-            lease=lease,
-            state=record.state.value,
-            held=record.held,
-            served=record.served,
-            receipt=record.receipt.id if record.receipt else b"",
-            paid=record.paid,
-            commission=record.commission,
-            refunded=record.refunded,
-            damages=record.damages,
-            burned=record.burned,
-            height=header.height,
-            time=header.time,
-            tx=tx,
-        )
+LEVEL = "ns+cgroup"
 
 
 @dataclass
 class Lease:
-    """One lease of the play, as it grows."""
+    """One lease of the play, as it grows. `earlier` proves how it stood when it opened; `prefix` is a receipt on the
+    way, genuine but not the last.
+    """
 
     round: int
     award: Signed[Award]
@@ -175,6 +68,8 @@ class Lease:
     seen: LeaseSeen | None = None
     proof: TxProof | None = None
     state: LeaseProof | None = None
+    earlier: LeaseProof | None = None
+    prefix: tuple[Signed[Receipt], Signed[StorageReceipt]] | None = None
 
     @property
     def signer(self) -> Signer:
@@ -275,7 +170,8 @@ class Play:
         )
         signed = BROKER.sign(Tag.AWARD, self.chain.id, award)
         self.chain.send(BROKER, Open(self.order, signed, share.bid))
-        return Lease(round, signed, share.bid, compute_lease_id(self.chain.id, award))
+        identity = compute_lease_id(self.chain.id, award)
+        return Lease(round, signed, share.bid, identity, earlier=self.chain.prove_lease(identity))
 
     def get_records(self) -> list[SegmentRecord]:
         return [record for lease in self.leases for record in lease.records]
@@ -283,9 +179,9 @@ class Play:
     # ---- work ----
 
     def work(self, lease: Lease, count: int | None = None, failing: int | None = None) -> None:
-        """Records of the next `count` segments (by default all); segment `failing` runs out of memory."""
+        """Records up to `count` segments (by default all); segment `failing` raises."""
         award = lease.award.body
-        for index in range(award.first, award.first + (count or award.count)):
+        for index in range(award.first + len(lease.records), award.first + (count or award.count)):
             previous = lease.records[-1].output if lease.records else award.start
             given = compute_digest(self.items[index]) if self.kind is Kind.MAP else previous
             bad = index == failing
@@ -308,7 +204,7 @@ class Play:
     def write_receipt(self, lease: Lease, *, final: bool) -> None:
         """Receipt over the records so far and the holder's storage receipt."""
         award, records, now = lease.award.body, tuple(lease.records), self.chain.now
-        environment = Environment(ENVIRONMENT_LEVEL, self.order.body.runtime, 1, "openblas")
+        environment = Environment(LEVEL, self.order.body.runtime, 1, "openblas")
         facts = WorkFacts(self.chain.id, self.order.body, self.order_id, self.spec, lease.id, records, environment, now)
         body = Receipt(
             lease=lease.id,
@@ -339,7 +235,13 @@ class Play:
         self.note(lease, self.chain.send(lease.signer, Settle(lease.receipt, lease.acceptance)))
 
     def finish(self, lease: Lease, failing: int | None = None) -> None:
-        """The whole range, accepted and settled."""
+        """The whole range, accepted and settled; where it is longer, with a receipt on the way."""
+        if lease.award.body.count > 1:
+            self.work(lease, 1)
+            self.write_receipt(lease, final=False)
+            assert lease.receipt is not None
+            assert lease.storage is not None
+            lease.prefix = (lease.receipt, lease.storage)
         self.work(lease, failing=failing)
         self.write_receipt(lease, final=True)
         self.accept(lease)

@@ -1,0 +1,78 @@
+"""Case files on disk: written whole or not at all, read piece by piece. Not here: their form (`purchase.casefile`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from chain.base.errors import Refused, Unavailable
+from chain.runtime.files import sync_folder
+from requester.purchase.casefile import BlobSource, Case, CaseContent, CaseReader, write_case
+
+PIECE_BYTES = 1 << 20
+"""How much of a file is read or told of at a time."""
+
+OnBytes = Callable[[int], None]
+"""Hears how many bytes were read or written so far."""
+
+
+def write_case_file(path: Path, content: CaseContent, on_bytes: OnBytes | None = None) -> int:
+    """Write a case; returns its size in bytes.
+
+    Raises `Refused` under a `case.` rule where a blob is not what its digest says, `Unavailable` under `file.write`;
+    then there is no new file, and an old one is as it was.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in write_case(content):
+                file.write(piece)
+                if on_bytes is not None:
+                    on_bytes(file.tell())
+            size = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise Unavailable(f"cannot write {path}: {error.strerror}", rule="file.write") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+    return size
+
+
+def read_case_file(path: Path, on_bytes: OnBytes | None = None) -> Case:
+    """Read a case; nothing in it is verified. Raises `Refused` under `case.file` for a file that can't be read, else
+    as `CaseReader`.
+    """
+    reader, done = CaseReader(), 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                reader.feed(piece)
+                done += len(piece)
+                if on_bytes is not None:
+                    on_bytes(done)
+    except OSError as error:
+        raise Refused(f"cannot read the case file {path}: {error.strerror}", rule="case.file") from error
+    return reader.close()
+
+
+def find_file(path: Path) -> BlobSource | None:
+    """A blob that lies in a file of its own; None where there is no such file."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return None
+    return BlobSource(size, lambda: _read_pieces(path))
+
+
+def _read_pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
