@@ -111,19 +111,19 @@ class Capacity:
         self._bookings = plan
         return plan[request.key]
 
-    def confirm(self, key: bytes, now: int) -> bool:
-        """The lease is open: the booking no longer runs out and is planned as early as it fits. False where there is
-        no booking (any more).
+    def confirm(self, key: bytes, now: int, duration: int) -> bool:
+        """The lease is open: the booking no longer runs out and is planned as early as it fits, for as long as the
+        awarded part may take. False where there is no booking (any more).
         """
         booking = self._bookings.get(key)
         if booking is None:
             return False
         if booking.runs_out is None:
             return True
-        confirmed = msgspec.structs.replace(booking, runs_out=None, ready=now)
+        confirmed = msgspec.structs.replace(booking, runs_out=None, ready=now, duration=duration)
         self.expire(now)
         self._bookings.pop(key, None)
-        start = _find_start(self.pool, self._intervals(now), booking.need, now, booking.duration)
+        start = _find_start(self.pool, self._intervals(now), booking.need, now, duration)
         self._bookings[key] = msgspec.structs.replace(confirmed, start=start)
         return True
 

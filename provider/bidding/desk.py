@@ -1,8 +1,9 @@
 """The desk answers an announced order with a bid or a decline, and keeps what its bids promise.
 
-A bid is valid until the auction's close and a little more (the capacity stays booked that long), never longer than
-the order could still be opened (R3 c, d). Not here: storing a bid before it is sent, the bus, what happens once a
-lease is open (`provider.work`).
+A bid is valid until its round's close and a little more (the capacity stays booked that long), never longer than the
+order could still be opened (R3 c, d). Nobody knows among how many bids a round is divided, so each bid is good for the
+largest span on offer; once the lease is open, the booking shrinks to what was awarded. Not here: storing a bid before
+it is sent, the bus, what happens once a lease is open (`provider.work`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 import msgspec
 
 from broker.auction.matching import find_mismatches
+from broker.auction.scoring import BID_GRACE, compute_weight
 from broker.protocol.jobs import JobSpec
 from broker.protocol.messages import Announcement, Decline, Offer, Reason
 from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
 from chain.base.units import checked, compute_share, format_credits
 from chain.ledger.terms.agreement import AwardRule, Bid, Order
+from chain.ledger.terms.work import Span
 from provider.bidding.capacity import Booking, Capacity, Need, Pool, Request
 from provider.bidding.policy import Policy, Refusal, check_announcement, compute_bond, find_refusal
 from provider.bidding.pricing import Prices, compute_price
 
 VALID_MS = 10_000
 """How long after the order's close a bid stays valid, at most (design.md section 4)."""
+
+SKEW_MS = 2_000
+"""How far the broker's clock may be behind ours."""
 
 LEARN_MS = 2_000
 """How long after a bid's end a lease may still become known: block time and clocks differ, blocks take time."""
@@ -82,46 +88,57 @@ class Desk:
         self._stakes: dict[bytes, tuple[int, int]] = {}
 
     def answer(
-        self, announcement: Announcement, offer: Offer, funds: Funds, now: int, salt: bytes
+        self,
+        announcement: Announcement,
+        offer: Offer,
+        funds: Funds,
+        now: int,
+        salt: bytes,
+        bound: int | None = None,
     ) -> BidMade | Declined | None:
-        """A bid with its booking, or a decline; None for an order that was answered with a bid before. `salt` is 16
-        random bytes.
+        """A bid with its booking, or a decline; None for a round that was answered with a bid before. `salt` is 16
+        random bytes; `bound` is the round of a bid on this order that still counts, if there is one, or a lease of it.
 
         Raises `Refused` where the announcement does not hold together: nothing is to be answered.
         """
         order_id = check_announcement(announcement, self._chain_id, now)
-        if self.capacity.get(order_id) is not None:
+        if bound is not None and bound != announcement.round:
+            text = "another part of this order is promised or under way here; once that is over there may be a bid"
+            return Declined(self._sign_decline(order_id, Refusal(Reason.BUSY, 0, text)))
+        if bound is not None or self.capacity.get(order_id) is not None:
             return None
-        order, spec = announcement.order.body, announcement.spec
+        order, spec, largest = announcement.order.body, announcement.spec, find_largest(announcement)
         price = compute_price(self._rates.prices, spec.resources, order.segment_wall)
         refusal = (
             find_refusal(self._rates.policy, self._signer.key, announcement, now)
-            or _find_misfit(offer, order, spec, now)
+            or _find_misfit(offer, order, spec, now, largest.count)
             or _find_price_refusal(order, price)
-            or self._find_bond_refusal(order, price, funds, now)
+            or self._find_bond_refusal(announcement, price, funds, now)
         )
         if refusal is None:
             made = self._bid(order_id, announcement, price, now, salt)
             if isinstance(made, BidMade):
-                self._stakes[order_id] = _compute_stake(order, price)
+                self._stakes[order_id] = _compute_stake(announcement, price)
                 return made
             refusal = made
         return Declined(self._sign_decline(order_id, refusal))
 
     def recover(self, promise: Promise, order_id: bytes, now: int) -> bool:
         """Book a bid of an earlier life again, if it can still open a lease."""
-        order, bid = promise.announcement.order.body, promise.bid.body
-        request = make_request(order_id, order, promise.announcement.spec, bid.valid_until)
+        request = make_request(promise.announcement, promise.bid.body)
         if request.runs_out < now or self.capacity.reserve(request, now) is None:
             return False
-        self._stakes[order_id] = _compute_stake(order, bid.price)
+        self._stakes[order_id] = _compute_stake(promise.announcement, promise.bid.body.price)
         return True
 
-    def confirm(self, promise: Promise, order_id: bytes, now: int) -> None:
-        """A lease of this order is open: its booking stays until `release`, the chain counts its stake from now on."""
-        if not self.capacity.confirm(order_id, now):
-            order, valid_until = promise.announcement.order.body, promise.bid.body.valid_until
-            self.capacity.adopt(make_request(order_id, order, promise.announcement.spec, valid_until), now)
+    def confirm(self, promise: Promise, order_id: bytes, count: int, now: int) -> None:
+        """A lease on `count` segments of this order is open: their booking stays until `release`, the chain counts its
+        stake from now on.
+        """
+        duration = OVERHEAD_MS + compute_work(promise.announcement.order.body, count)
+        if not self.capacity.confirm(order_id, now, duration):
+            request = make_request(promise.announcement, promise.bid.body)
+            self.capacity.adopt(msgspec.structs.replace(request, duration=duration), now)
         self._stakes.pop(order_id, None)
 
     def release(self, order_id: bytes) -> None:
@@ -138,13 +155,16 @@ class Desk:
         return gone
 
     def _bid(self, order_id: bytes, announcement: Announcement, price: int, now: int, salt: bytes) -> BidMade | Refusal:
-        order, spec = announcement.order.body, announcement.spec
-        valid_until = compute_validity(order)
+        order = announcement.order.body
+        valid_until = compute_validity(announcement, now)
         if valid_until <= announcement.closes:
-            need = order.windows.start + compute_work(order) + LEARN_MS + DELIVER_MS
+            work = compute_work(order, find_largest(announcement).count)
+            need = order.windows.start + work + LEARN_MS + DELIVER_MS
             text = f"the deadline leaves too little time: {need} ms from the close of the auction are needed"
             return Refusal(Reason.DEADLINE, need, text)
-        request = make_request(order_id, order, spec, valid_until)
+        holders = () if announcement.broker in order.holders else (announcement.broker,)
+        bid = Bid(order_id, self._signer.key, price, 1, 0, compute_bond(order), holders, valid_until, salt)
+        request = make_request(announcement, bid)
         earliest = self.capacity.find_start(request.need, announcement.closes, request.duration, now)
         booking = self.capacity.reserve(request, now)
         if booking is None:
@@ -152,17 +172,15 @@ class Desk:
             missing = max(0, late - request.due)
             text = f"no room before the deadline; by present plans it would have to be {missing} ms later"
             return Refusal(Reason.BUSY, missing, text)
-        holders = () if announcement.broker in order.holders else (announcement.broker,)
-        start = min(earliest, booking.start)
-        bid = Bid(order_id, self._signer.key, price, 1, start, compute_bond(order), holders, valid_until, salt)
+        bid = msgspec.structs.replace(bid, earliest=min(earliest, booking.start))
         return BidMade(Promise(announcement, self._signer.sign(Tag.BID, self._chain_id, bid)), booking)
 
-    def _find_bond_refusal(self, order: Order, price: int, funds: Funds, now: int) -> Refusal | None:
+    def _find_bond_refusal(self, announcement: Announcement, price: int, funds: Funds, now: int) -> Refusal | None:
         """R3 (e): the bond must be free; R14: prices locked in open leases stay within the registered bond (leverage
         1).
         """
         self.forget(now)
-        bond, stake = _compute_stake(order, price)
+        bond, stake = _compute_stake(announcement, price)
         free = funds.bond - funds.set_aside - sum(other for other, _ in self._stakes.values())
         room = funds.bond - funds.exposed - sum(other for _, other in self._stakes.values())
         if bond <= free and stake <= room:
@@ -177,29 +195,37 @@ class Desk:
         return self._signer.sign(Tag.DECLINE, self._chain_id, body)
 
 
-def compute_work(order: Order) -> int:
-    """Longest time the whole range takes on one lane, in milliseconds."""
-    return checked(order.segments * order.segment_wall, "time for the work")
+def find_largest(announcement: Announcement) -> Span:
+    """The largest span on offer: what the only bid would be awarded."""
+    return max(announcement.spans, key=lambda span: span.count)
 
 
-def compute_validity(order: Order) -> int:
-    """Until when a bid on `order` is valid: as long as its lease could open (R3 c, d) and be served from a standing
-    start, at most `VALID_MS` after the close.
+def compute_work(order: Order, segments: int) -> int:
+    """Longest time so many segments take on one lane, in milliseconds."""
+    return checked(segments * order.segment_wall, "time for the work")
+
+
+def compute_validity(announcement: Announcement, now: int) -> int:
+    """Until when a bid on a round that is made now is valid: as long as its lease could open (R3 c, d) and be served
+    from a standing start, at most `VALID_MS` after the round's close, which may come at once.
     """
-    openable = order.deadline - order.windows.start - compute_work(order)
-    servable = order.deadline - DELIVER_MS - OVERHEAD_MS - compute_work(order) - LEARN_MS
-    return max(0, min(order.closes + VALID_MS, openable, servable))
+    order = announcement.order.body
+    work = compute_work(order, find_largest(announcement).count)
+    openable = order.deadline - order.windows.start - work
+    servable = order.deadline - DELIVER_MS - OVERHEAD_MS - work - LEARN_MS
+    longest = min(announcement.closes + VALID_MS, now + BID_GRACE - SKEW_MS, order.expiry)
+    return max(0, min(longest, openable, servable))
 
 
-def make_request(order_id: bytes, order: Order, spec: JobSpec, valid_until: int) -> Request:
-    """What has to be booked for a bid on the whole of `order`."""
-    resources = spec.resources
-    runs_out = valid_until + LEARN_MS
+def make_request(announcement: Announcement, bid: Bid) -> Request:
+    """What has to be booked for a bid on the largest span of a round."""
+    order, resources = announcement.order.body, announcement.spec.resources
+    runs_out = bid.valid_until + LEARN_MS
     return Request(
-        key=order_id,
+        key=bid.order,
         need=Need(resources.memory_bytes, resources.millicores),
         ready=runs_out,
-        duration=OVERHEAD_MS + compute_work(order),
+        duration=OVERHEAD_MS + compute_work(order, find_largest(announcement).count),
         due=order.deadline - DELIVER_MS,
         runs_out=runs_out,
     )
@@ -213,14 +239,18 @@ def _find_price_refusal(order: Order, price: int) -> Refusal | None:
     return Refusal(Reason.PRICE, price, text)
 
 
-def _compute_stake(order: Order, price: int) -> tuple[int, int]:
-    """Bond set aside and price locked if this bid wins; under `second` the price may be the order's limit (R3 b)."""
+def _compute_stake(announcement: Announcement, price: int) -> tuple[int, int]:
+    """Bond set aside and price locked if this bid wins the dearest span; under `second` the price may be the order's
+    limit (R3 b).
+    """
+    order = announcement.order.body
     highest = order.limit if order.rule is AwardRule.SECOND else price
-    total = checked(highest * (sum(order.weights) if order.weights else order.segments), "price")
+    weight = max(compute_weight(order, span) for span in announcement.spans)
+    total = checked(highest * weight, "price")
     return compute_share(total, compute_bond(order)), total
 
 
-def _find_misfit(offer: Offer, order: Order, spec: JobSpec, now: int) -> Refusal | None:
-    """The first clause of the order that the standing offer does not meet."""
-    mismatches = find_mismatches(offer, order, spec, now)
+def _find_misfit(offer: Offer, order: Order, spec: JobSpec, now: int, segments: int) -> Refusal | None:
+    """The first clause of the order that the standing offer does not meet for so many segments."""
+    mismatches = find_mismatches(offer, order, spec, now, segments)
     return Refusal(mismatches[0].reason, mismatches[0].nearest, mismatches[0].text) if mismatches else None

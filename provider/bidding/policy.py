@@ -18,9 +18,12 @@ from chain.base.hashing import Tag
 from chain.base.keys import check_key, verify
 from chain.base.units import BPS
 from chain.ledger.terms.agreement import Kind, Order, compute_order_id
+from chain.ledger.terms.work import Span
 
-MAX_AUCTION_MS = 60_000
-"""Longest auction waited for: a bid keeps capacity until it is answered."""
+MAX_AUCTION_MS = 45_000
+"""Longest auction waited for: a bid keeps capacity until it is answered, and may be valid for at most a minute after a
+close that comes as soon as everybody has answered (R3 c).
+"""
 
 
 class Refusal(NamedTuple):
@@ -33,14 +36,14 @@ class Refusal(NamedTuple):
 
 class Policy(msgspec.Struct, frozen=True):
     """The house's rules. Keys are accounts; empty `allowed` means everybody who is not denied. `segments` is the most
-    in one order.
+    in one order: each keeps a record in memory until its lease is over.
 
     Most of them keep an order from being made to fail: its writer chooses what is lost for leaving (`damages` in basis
     points, `start` in milliseconds), how long the bond is bound (`binding` in milliseconds), and limits that no host
     could set.
     """
 
-    kinds: frozenset[Kind] = frozenset({Kind.RUN})
+    kinds: frozenset[Kind] = frozenset(Kind)
     allowed: frozenset[bytes] = frozenset()
     denied: frozenset[bytes] = frozenset()
     segments: int = 4_096
@@ -68,10 +71,31 @@ def check_announcement(announcement: Announcement, chain_id: bytes, now: int) ->
         raise Refused("the runtime is not the one the order names", rule="announcement.runtime")
     if order.kind is not Kind.MAP and order.start != spec.inputs:
         raise Refused("the job's inputs are not the first input the order names", rule="announcement.start")
-    if not now < announcement.closes <= order.closes:
-        raise Refused("its auction is over, or closes later than the order allows", rule="announcement.closes")
+    if not now < announcement.closes <= (now + MAX_AUCTION_MS if announcement.round else order.closes):
+        raise Refused("its auction is over, or closes later than it may", rule="announcement.closes")
+    if order.expiry <= now:
+        raise Refused("the order has expired", rule="announcement.expiry")
+    _check_spans(order, announcement)
     verify(announcement.order, Tag.ORDER, chain_id, check_key(order.requester))
     return compute_order_id(chain_id, order)
+
+
+def _check_spans(order: Order, announcement: Announcement) -> None:
+    """Round 0 offers all segments; a later one ascending disjoint parts of them, of a chained job its end. Raises
+    `Refused` under `announcement.spans`.
+    """
+    spans, end = announcement.spans, 0
+    for span in spans:
+        if span.first < end or span.count == 0:
+            raise Refused("its spans don't ascend, overlap, or are empty", rule="announcement.spans")
+        end = span.first + span.count
+    if end > order.segments:
+        raise Refused(f"it offers segments beyond the order's {order.segments}", rule="announcement.spans")
+    whole = spans == (Span(0, order.segments),)
+    if announcement.round == 0 and not whole:
+        raise Refused("a first round offers the whole order", rule="announcement.spans")
+    if order.kind is not Kind.MAP and (len(spans) > 1 or end != order.segments):
+        raise Refused(f"what is left of a {order.kind.value} is its end", rule="announcement.spans")
 
 
 def find_refusal(policy: Policy, provider: bytes, announcement: Announcement, now: int) -> Refusal | None:
@@ -87,7 +111,7 @@ def find_refusal(policy: Policy, provider: bytes, announcement: Announcement, no
         (bool(policy.allowed) and order.requester not in policy.allowed, "only named requesters are served here"),
         (order.segments > policy.segments, f"at most {policy.segments} segments in one order"),
         (spec.resources.output_bytes > policy.output_bytes, f"at most {policy.output_bytes} bytes of output"),
-        (order.closes - now > MAX_AUCTION_MS, f"auctions of at most {MAX_AUCTION_MS} ms"),
+        (announcement.closes - now > MAX_AUCTION_MS, f"auctions of at most {MAX_AUCTION_MS} ms"),
         *_list_traps(policy, order, spec),
     )  # fmt: skip
     return next((Refusal(Reason.POLICY, 0, text) for breaks, text in rows if breaks), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from broker.protocol.jobs import Resources
+from broker.protocol.messages import Tariff
 from chain.base.units import BPS, checked
 
 GIB = 1 << 30
@@ -32,6 +33,14 @@ def compute_price(prices: Prices, resources: Resources, segment_wall: int) -> in
     cores = _round_up(prices.core_second * resources.millicores * segment_wall, 1_000_000)
     memory = _round_up(prices.gib_second * resources.memory_bytes * segment_wall, GIB * 1_000)
     return checked(_round_up((prices.base + cores + memory) * prices.factor, BPS), "price")
+
+
+def make_tariff(prices: Prices) -> Tariff:
+    """The list prices that an offer names: each rate with the factor applied, rounded up: a bid is dearer by its own
+    rounding at most. Raises `Refused` under `R18.range` where one is no Amount.
+    """
+    rates = (prices.base, prices.core_second, prices.gib_second)
+    return Tariff(*(checked(_round_up(rate * prices.factor, BPS), "list price") for rate in rates))
 
 
 def _round_up(amount: int, divisor: int) -> int:

@@ -39,7 +39,7 @@ def test_twenty_orders_at_once_on_two_slots_are_all_served() -> None:
     assert capacity.reserve(ask(20, due=due), now=0) is None
     now, waiting, running = 5, {key(n) for n in range(20)}, dict[bytes, int]()
     for one in sorted(waiting):
-        assert capacity.confirm(one, now)
+        assert capacity.confirm(one, now, length)
     while waiting or running:
         for one in capacity.take(waiting, now):
             waiting.discard(one)
@@ -72,18 +72,18 @@ def test_slots_memory_and_cores_each_bind(pool: Pool, need: Need, fits: int) -> 
 
 def test_a_bid_that_ran_out_is_forgotten_and_an_open_lease_is_not() -> None:
     capacity = Capacity(Pool(1, 10, 10))
-    assert capacity.reserve(ask(1, due=110), now=0) and capacity.confirm(key(1), 5)
+    assert capacity.reserve(ask(1, due=110), now=0) and capacity.confirm(key(1), 5, 100)
     assert capacity.reserve(ask(2), now=5)
     capacity.expire(11)
     assert [booking.key for booking in capacity.bookings] == [key(1)]
-    assert not capacity.confirm(key(2), 12)
+    assert not capacity.confirm(key(2), 12, 100)
 
 
 def test_work_starts_before_a_bid_that_may_never_win_if_both_are_served_in_time() -> None:
     capacity = Capacity(Pool(1, 10, 10))
     assert capacity.reserve(ask(1, ready=50, due=300), now=0)
     assert capacity.reserve(ask(2, ready=50, due=10_000), now=0)
-    assert capacity.confirm(key(2), 1)
+    assert capacity.confirm(key(2), 1, 100)
     assert capacity.take([key(2)], 1) == [key(2)]
     moved = capacity.get(key(1))
     assert moved is not None and moved.start == 101
@@ -93,7 +93,7 @@ def test_work_waits_for_a_bid_that_would_miss_its_deadline() -> None:
     capacity = Capacity(Pool(1, 10, 10))
     assert capacity.reserve(ask(1, ready=50, due=150), now=0)
     assert capacity.reserve(ask(2, ready=50, due=10_000), now=0)
-    assert capacity.confirm(key(2), 1)
+    assert capacity.confirm(key(2), 1, 100)
     assert capacity.take([key(2)], 1) == []
     assert capacity.wake_at(1) == 51
     assert capacity.take([key(2)], 51) == [key(2)]
@@ -103,15 +103,24 @@ def test_an_unconfirmed_bid_never_starts_and_running_work_starts_once() -> None:
     capacity = Capacity(Pool(2, 10, 10))
     assert capacity.reserve(ask(1), now=0)
     assert capacity.take([key(1)], 5) == []
-    assert capacity.confirm(key(1), 6) and capacity.confirm(key(1), 7)
+    assert capacity.confirm(key(1), 6, 100) and capacity.confirm(key(1), 7, 100)
     assert capacity.take([key(1)], 8) == [key(1)]
     assert capacity.take([key(1)], 9) == []
+
+
+def test_a_lease_on_a_part_makes_room_for_what_was_not_awarded() -> None:
+    capacity = Capacity(Pool(1, 10, 10))
+    assert capacity.reserve(ask(1, due=200), now=0)
+    assert capacity.reserve(ask(2, due=150), now=0) is None
+    assert capacity.confirm(key(1), 10, 40)
+    booked = capacity.reserve(ask(2, due=150), now=10)
+    assert booked is not None and booked.start == 50
 
 
 def test_work_that_stays_too_long_pushes_the_next_back() -> None:
     capacity = Capacity(Pool(1, 10, 10))
     for number in (1, 2):
-        assert capacity.reserve(ask(number), now=0) and capacity.confirm(key(number), 0)
+        assert capacity.reserve(ask(number), now=0) and capacity.confirm(key(number), 0, 100)
     assert capacity.take([key(1), key(2)], 0) == [key(1)]
     assert capacity.take([key(2)], 100) == []
     assert capacity.take([key(2)], 5_000) == []
@@ -177,7 +186,9 @@ class CapacityLife(RuleBasedStateMachine):
         if waiting:
             one = data.draw(st.sampled_from(waiting))
             if data.draw(st.booleans()):
-                assert self.capacity.confirm(one, self.now)
+                booked = self.capacity.get(one)
+                assert booked is not None
+                assert self.capacity.confirm(one, self.now, data.draw(st.integers(1, booked.duration)))
                 self.open.add(one)
             else:
                 self.capacity.release(one)
