@@ -1,19 +1,25 @@
-"""Numbered checks of a delivery: receipt, records, storage receipt (20-34), and the blobs they name (35-37).
+"""Numbered checks of a delivery: receipt, new records, storage receipt (20-34), and the blobs they name (35-37, 48).
 
-Each number is covered by a signature of the party that answers for it (R5, R8, R9). Not here: award and book
-(`checks`), what is done about a failure (`machine`).
+A delivery covers a prefix of its lease's range and brings the records that are new since the one before (R5). Records
+carry no signature: the provider's, on the receipt, covers them by their root. So a root that does not fit says nothing
+about the provider, but everything else that is wrong with records under a root that fits is its own doing. Each other
+number is covered by a signature of the party that answers for it (R8, R9). Not here: award and book (`checks`), what
+the provenance says (`verify`), what is done about a failure (`lots`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
-from broker.protocol.api import Delivery
 from broker.protocol.jobs import JobSpec
+from broker.protocol.provenance import compute_provenance_limit
+from chain.base.codec import encode
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed
+from chain.base.merkle import Frontier
 from chain.ledger.terms.agreement import Award, Bid, Kind, Order, compute_lease_id
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import (
@@ -21,91 +27,120 @@ from chain.ledger.terms.work import (
     SegmentRecord,
     StorageReceipt,
     compute_receipt_id,
-    compute_records_root,
     is_final,
 )
-from requester.purchase.checking import Check, is_signed_by
+from requester.purchase.checking import Blame, Check, is_signed_by
 
 EMPTY = compute_digest(b"")
 """Digest of the empty blob: what a record names where there is no error, or a receipt where there is no log."""
 
+MAX_ERROR_BYTES = 1 << 20
+"""Largest traceback that is taken."""
+
+LOG_MARGIN = 4_096
+"""Bytes by which a log may pass its limit: the notice that says it was cut."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is verified of a lease so far: a frontier over its records, the last of them, and the sum of their usage."""
+
+    frontier: Frontier = field(default_factory=Frontier)
+    last: SegmentRecord | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def count(self) -> int:
+        """Records so far."""
+        return self.frontier.size
+
+    def extend(self, records: Sequence[SegmentRecord]) -> Prefix:
+        """The prefix with these records behind it; this one stays as it is."""
+        frontier = self.frontier.copy()
+        for record in records:
+            frontier.append(encode(record))
+        usage = sum((record.usage for record in records), self.usage)
+        return Prefix(frontier, records[-1] if records else self.last, usage)
+
 
 @dataclass(frozen=True)
 class DeliveryFacts:
-    """A delivery beside its award. `found` maps digests of blobs that are at hand, and match, to their sizes."""
+    """A delivery beside its award. `before` is what was verified before it, `records` are those from number `since` of
+    the lease on, `items` the digests of a `map`'s items. `found` maps digests of blobs that are at hand, and match, to
+    their sizes.
+    """
 
     chain: bytes
     order: Order
     spec: JobSpec
     award: Award
     bid: Bid
-    delivery: Delivery
+    receipt: Signed[Receipt]
     storage: Signed[StorageReceipt]
-    found: Mapping[bytes, int]
+    since: int
+    records: tuple[SegmentRecord, ...]
+    items: tuple[bytes, ...] = ()
+    before: Prefix = field(default_factory=Prefix)
+    found: Mapping[bytes, int] = field(default_factory=dict)
 
     @property
-    def receipt(self) -> Receipt:
+    def body(self) -> Receipt:
         """The receipt's body."""
-        return self.delivery.receipt.body
+        return self.receipt.body
 
-    @property
-    def records(self) -> tuple[SegmentRecord, ...]:
-        """The records' bodies, as they were sent."""
-        return tuple(signed.body for signed in self.delivery.records)
+    @cached_property
+    def new(self) -> tuple[SegmentRecord, ...]:
+        """The records that were not verified before."""
+        return self.records[max(0, self.before.count - self.since) :]
 
-    @property
+    @cached_property
+    def after(self) -> Prefix:
+        """What is verified once this delivery is."""
+        return self.before.extend(self.new)
+
+    @cached_property
     def lease(self) -> bytes:
         """Id of the lease the award opens."""
         return compute_lease_id(self.chain, self.award)
 
 
-def _are_records_signed(facts: DeliveryFacts) -> bool:
-    key = facts.bid.provider
-    return all(is_signed_by(signed, Tag.SEGMENT, facts.chain, key) for signed in facts.delivery.records)
+def _is_range_right(facts: DeliveryFacts) -> bool:
+    return facts.body.first == facts.award.first and 0 < facts.body.count <= facts.award.count
+
+
+def _is_continued(facts: DeliveryFacts) -> bool:
+    """R5: nothing is left out between what is here and what came, and both together are what the receipt counts."""
+    return facts.since <= facts.before.count <= facts.body.count == facts.since + len(facts.records)
 
 
 def _are_records_of_lease(facts: DeliveryFacts) -> bool:
-    return all(record.lease == facts.lease and record.provider == facts.bid.provider for record in facts.records)
+    return all(record.lease == facts.lease and record.provider == facts.bid.provider for record in facts.new)
 
 
 def _are_indices_right(facts: DeliveryFacts) -> bool:
-    first = facts.award.first
-    return [record.index for record in facts.records] == list(range(first, first + len(facts.records)))
+    first = facts.award.first + facts.before.count
+    return [record.index for record in facts.new] == list(range(first, first + len(facts.new)))
 
 
 def _are_inputs_right(facts: DeliveryFacts) -> bool:
-    """R5: the first input is the start digest; in a `train` each input is the output before it."""
+    """R5: a `map` reads its items; else the first input is the start digest and each other the output before it."""
     if facts.order.kind is Kind.MAP:
-        return True
-    if facts.records[0].input != facts.award.start:
+        first = facts.award.first + facts.before.count
+        return [record.input for record in facts.new] == list(facts.items[first : first + len(facts.new)])
+    last = facts.before.last
+    start = facts.award.start if last is None else last.output
+    if facts.new and facts.new[0].input != start:
         return False
-    return all(after.input == before.output for before, after in pairwise(facts.records))
+    return all(after.input == before.output for before, after in pairwise(facts.new))
 
 
 def _is_cause_right(facts: DeliveryFacts) -> bool:
     """R9: all records before the last are `ok`, the receipt's cause is the last one's, `host` is never final."""
-    causes = [record.cause for record in facts.records]
-    return all(cause is Cause.OK for cause in causes[:-1]) and facts.receipt.cause is causes[-1] is not Cause.HOST
-
-
-def _is_usage_sum(facts: DeliveryFacts) -> bool:
-    return sum((record.usage for record in facts.records), Usage()) == facts.receipt.usage
-
-
-def _are_outputs_here(facts: DeliveryFacts) -> bool:
-    limit = facts.spec.resources.output_bytes
-    return all(_is_here(facts, record.output, limit) for record in facts.records)
-
-
-def _are_errors_here(facts: DeliveryFacts) -> bool:
-    """A failed segment names the digest of its traceback (R9); an ok one names that of the empty blob."""
-    if any(record.cause is Cause.OK and record.error != EMPTY for record in facts.records):
+    records = (facts.before.last, *facts.new) if facts.before.last else facts.new
+    causes = [record.cause for record in records]
+    if not causes or any(cause is not Cause.OK for cause in causes[:-1]):
         return False
-    return all(_is_here(facts, record.error, MAX_ERROR_BYTES) for record in facts.records)
-
-
-def _is_here(facts: DeliveryFacts, digest: bytes, limit: int) -> bool:
-    return digest == EMPTY or facts.found.get(digest, limit + 1) <= limit
+    return facts.body.cause is causes[-1] is not Cause.HOST
 
 
 def _is_storage_mine(facts: DeliveryFacts) -> bool:
@@ -117,78 +152,104 @@ def _is_storage_mine(facts: DeliveryFacts) -> bool:
 
 def _is_storage_of_receipt(facts: DeliveryFacts) -> bool:
     body = facts.storage.body
-    return body.lease == facts.lease and body.receipt == compute_receipt_id(facts.chain, facts.receipt)
+    return body.lease == facts.lease and body.receipt == compute_receipt_id(facts.chain, facts.body)
 
-
-MAX_ERROR_BYTES = 1 << 20
-"""Largest traceback that is taken."""
-
-LOG_MARGIN = 4_096
-"""Bytes by which a log may pass its limit: the notice that says it was cut."""
 
 DELIVERY_CHECKS: tuple[Check[DeliveryFacts], ...] = (
     Check(
         20,
         "receipt signature",
         "the receipt is signed by the provider that won",
-        lambda f: is_signed_by(f.delivery.receipt, Tag.RECEIPT, f.chain, f.bid.provider),
+        lambda f: is_signed_by(f.receipt, Tag.RECEIPT, f.chain, f.bid.provider),
+        Blame.TELLER,
     ),
     Check(
         21,
         "receipt lease",
         "the receipt is for this lease and by this provider",
-        lambda f: f.receipt.lease == f.lease and f.receipt.provider == f.bid.provider,
+        lambda f: f.body.lease == f.lease and f.body.provider == f.bid.provider,
     ),
+    Check(22, "receipt range", "the receipt begins where the award does and ends within it", _is_range_right),
     Check(
-        22,
-        "receipt range",
-        "the receipt begins where the award does and counts the records that came",
-        lambda f: (
-            f.receipt.first == f.award.first
-            and 0 < f.receipt.count == len(f.records)
-            and f.receipt.count <= f.award.count
-        ),
+        23,
+        "prefix",
+        "the records that came go on where those before them end, and end where the receipt does",
+        _is_continued,
+        Blame.TELLER,
     ),
-    Check(23, "record signatures", "each segment record is signed by the provider", _are_records_signed),
-    Check(24, "record lease", "each record names this lease and this provider", _are_records_of_lease),
-    Check(25, "indices", "the records' indices follow each other without a gap", _are_indices_right),
     Check(
         26,
         "records root",
         "the receipt's root is the one over these records",
-        lambda f: f.receipt.records == compute_records_root(f.records),
+        lambda f: f.body.records == f.after.frontier.root,
+        Blame.TELLER,
     ),
+    Check(24, "record lease", "each record names this lease and this provider", _are_records_of_lease),
+    Check(25, "indices", "the records' indices follow each other without a gap", _are_indices_right),
     Check(
         27,
-        "start digest",
-        "the work began from the input that was awarded, and each step from the last",
+        "inputs",
+        "each record read what it had to: its item, the start of the range, or the output before it",
         _are_inputs_right,
     ),
     Check(28, "cause", "the cause is the last record's, and all before it are ok", _is_cause_right),
-    Check(
-        29,
-        "final",
-        "the receipt covers the whole range or ends by a cause of R9",
-        lambda f: is_final(f.receipt, f.award.count),
-    ),
-    Check(30, "usage", "the receipt's usage is the sum of its records", _is_usage_sum),
+    Check(30, "usage", "the receipt's usage is the sum of its records", lambda f: f.after.usage == f.body.usage),
     Check(
         31,
         "runtime",
         "the work ran under the runtime that was ordered",
-        lambda f: f.receipt.environment.runtime == f.order.runtime,
+        lambda f: f.body.environment.runtime == f.order.runtime,
     ),
     Check(
-        32, "storage signature", "the storage receipt is signed by a holder that order or bid names", _is_storage_mine
+        32,
+        "storage signature",
+        "the storage receipt is signed by a holder that order or bid names",
+        _is_storage_mine,
+        Blame.TELLER,
     ),
-    Check(33, "storage receipt", "the storage receipt is for this lease and this receipt", _is_storage_of_receipt),
+    Check(
+        33,
+        "storage receipt",
+        "the storage receipt is for this lease and this receipt",
+        _is_storage_of_receipt,
+        Blame.TELLER,
+    ),
     Check(
         34,
         "storage time",
         "the holder keeps the outputs until the acceptance window is over",
-        lambda f: f.storage.body.kept_until >= f.receipt.finished + f.order.windows.acceptance,
+        lambda f: f.storage.body.kept_until >= f.body.finished + f.order.windows.acceptance,
+        Blame.TELLER,
     ),
 )
+"""The root (26) stands before the records it covers: under another one they say nothing."""
+
+
+# ---- blobs ----
+
+
+def _are_outputs_here(facts: DeliveryFacts) -> bool:
+    limit = facts.spec.resources.output_bytes
+    return all(_is_here(facts, record.output, limit) for record in facts.new)
+
+
+def _are_errors_here(facts: DeliveryFacts) -> bool:
+    """A failed segment names the digest of its traceback (R9); an ok one names that of the empty blob."""
+    if any(record.cause is Cause.OK and record.error != EMPTY for record in facts.new):
+        return False
+    return all(_is_here(facts, record.error, MAX_ERROR_BYTES) for record in facts.new)
+
+
+def _is_provenance_here(facts: DeliveryFacts) -> bool:
+    """Only a receipt of the whole range, or with a final cause, has one."""
+    if facts.body.provenance == EMPTY:
+        return not is_final(facts.body, facts.award.count)
+    return _is_here(facts, facts.body.provenance, compute_provenance_limit(facts.body.count))
+
+
+def _is_here(facts: DeliveryFacts, digest: bytes, limit: int) -> bool:
+    return digest == EMPTY or facts.found.get(digest, limit + 1) <= limit
+
 
 BLOB_CHECKS: tuple[Check[DeliveryFacts], ...] = (
     Check(35, "outputs", "each output is here, matches its digest and keeps to its limit", _are_outputs_here),
@@ -197,15 +258,22 @@ BLOB_CHECKS: tuple[Check[DeliveryFacts], ...] = (
         37,
         "log",
         "the log is here, matches its digest and keeps to its limit",
-        lambda f: _is_here(f, f.receipt.log, f.spec.resources.log_bytes + LOG_MARGIN),
+        lambda f: _is_here(f, f.body.log, f.spec.resources.log_bytes + LOG_MARGIN),
     ),
+    Check(48, "provenance", "the provenance of finished work is here and keeps to its limit", _is_provenance_here),
 )
-"""Run once the blobs were fetched: all else is checked before a byte of them is asked for."""
+"""Run once all the blobs are here: all else is checked before a byte of them is asked for."""
 
 
-def list_needed(delivery: Delivery) -> tuple[bytes, ...]:
-    """Digests of all blobs a delivery names, without the empty one, each once."""
-    named = [delivery.receipt.body.log]
-    for signed in delivery.records:
-        named += [signed.body.output, signed.body.error]
+def list_needed(receipt: Receipt, records: Iterable[SegmentRecord]) -> tuple[bytes, ...]:
+    """Digests of all blobs that a receipt and these records name, without the empty one, each once."""
+    named = [digest for record in records for digest in (record.output, record.error)]
+    named += [receipt.log, receipt.provenance]
     return tuple(dict.fromkeys(digest for digest in named if digest != EMPTY))
+
+
+def compute_largest(spec: JobSpec, segments: int) -> int:
+    """Bytes of the largest blob that a lease of so many segments may name."""
+    limits = spec.resources
+    log = limits.log_bytes + LOG_MARGIN
+    return max(limits.output_bytes, MAX_ERROR_BYTES, log, compute_provenance_limit(segments))

@@ -90,7 +90,8 @@ class AcceptanceFailed(Record, frozen=True, tag="post-failed"):
 
 
 class LeaseSeen(Record, frozen=True, tag="lease-seen"):
-    """A lease as a final block shows it. `tx` is the id of the transaction that changed it, empty for a timer.
+    """A lease as a final block shows it: `count` segments from `first` on. `tx` is the id of the transaction that
+    changed it, empty for a timer.
 
     `held` segments are still at stake, `served` are in the receipt on the chain, whose id is `receipt` (empty where
     there is none).
@@ -98,6 +99,8 @@ class LeaseSeen(Record, frozen=True, tag="lease-seen"):
 
     lease: Digest
     state: Short
+    first: Count
+    count: Count
     held: Count
     served: Count
     receipt: Annotated[bytes, msgspec.Meta(max_length=32)]

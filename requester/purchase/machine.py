@@ -1,14 +1,16 @@
-"""The purchase machine: from a signed order to settlement, whatever of broker, provider and chain is gone (R2, R7, R9).
+"""The purchase machine: from a signed order to settlement, whatever is gone of broker, providers, chain (R2, R7, R9).
 
-It believes nothing it hears: award, book and delivery pass the numbered checks, money is what final blocks say. What
-passes is accepted at once, failed segments included (R9); what does not is never accepted. If the acceptance brings no
-settlement, it settles by itself. Not here: dispute (orders carry panel size 0),
-cancelling (the owner's act; its outcome is heard like any other), time, disk, network.
+It believes nothing it hears: awards, books and deliveries pass the numbered checks, money is what final blocks say.
+What passes is accepted at once, lease by lease, failed segments included (R9); what does not is never accepted. If an
+acceptance brings no settlement, it settles by itself. `rounds` has the awards, `lots` one lease each, `outcome` what
+all of them come to. Not here: dispute (orders carry panel size 0), cancelling (the owner's act; its outcome is heard
+like any other), time, disk, network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import assert_never
 
 from broker.protocol.api import (
@@ -20,73 +22,66 @@ from broker.protocol.api import (
     Closed,
     Delivered,
     Ended,
+    Failed,
     JobEvent,
+    Left,
     Opened,
     Submission,
     Unmatched,
 )
 from broker.protocol.jobs import JobSpec
-from broker.protocol.messages import Book
 from chain.base.errors import Refused
-from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
-from chain.ledger.terms.agreement import Order, compute_order_id
-from chain.ledger.terms.work import Acceptance, Span, compute_receipt_id
-from requester.purchase import checks, deliveries, events
-from requester.purchase.checking import require
+from chain.base.merkle import compute_root
+from chain.ledger.terms.agreement import Kind, Order, compute_order_id
+from requester.purchase import events
+from requester.purchase.checking import Blame, CheckFailed
 from requester.purchase.documents import Documents
 from requester.purchase.events import LeaseSeen, PurchaseEffect, PurchaseEvent
+from requester.purchase.lots import FIRST_RETRY_MS, LAPSE_MARGIN_MS, LAST_RETRY_MS, Lot, Mandate
 from requester.purchase.order import OPENING_MS
-from requester.purchase.phases import LEASE_ENDS, LEASE_WORDS, Phase, Result
+from requester.purchase.outcome import Outcome, conclude, is_covered
+from requester.purchase.phases import Phase
+from requester.purchase.rounds import Rounds
 
-SETTLE_AFTER_MS = 5_000
-"""How long the provider has to settle after our acceptance was handed on, before we do it."""
-
-RESULT_WAIT_MS = 60_000
-"""How long a result is waited for after the chain has settled the lease (silence, or a broker that is gone)."""
-
-LAPSE_MARGIN_MS = 10_000
-"""Beyond the last Instant at which a lease can open (R3 c): blocks and news take a moment."""
+MAX_NOISE = 65_536
+"""Events and records together that may be told in vain. A broker repeats itself after restarts, and a page may cross
+with one; beyond this it tells anything to fill the journal, which grows by about a kilobyte for each.
+"""
 
 LATE = "the order did not reach the broker before its auction closed; nothing was paid; run the job again"
 """What is said of an order that is first sent when it is too late."""
 
-FIRST_RETRY_MS = 500
-LAST_RETRY_MS = 30_000
-"""Pauses between tries double from the first to the last."""
+LAPSED = "no lease was opened in time; nothing was paid"
+"""What is said of an order that nobody took up."""
 
 
 class Purchase:
     """One order's machine. Rebuilt by replay: it holds nothing that its events did not bring.
 
-    `signer` signs the acceptance; signing is deterministic, so a replay makes the same bytes.
+    `signer` signs the acceptances; signing is deterministic, so a replay makes the same bytes. `items` are the digests
+    of a `map`'s items; raises `Refused` under `job.items` where they are not those of the order.
     """
 
-    def __init__(self, chain: bytes, signer: Signer, order: Signed[Order], spec: JobSpec) -> None:
+    def __init__(
+        self, chain: bytes, signer: Signer, order: Signed[Order], spec: JobSpec, items: tuple[bytes, ...] = ()
+    ) -> None:
+        check_items(order.body, items)
         self.chain = chain
         self.order = order
         self.spec = spec
+        self.items = items
         self.order_id = compute_order_id(chain, order.body)
-        self.submitted = self.announced = self.opened = self.posted = False
-        self.after = 0
-        self.book: Signed[Book] | None = None
-        self.awarded: Awarded | None = None
-        self.delivered: Delivered | None = None
+        self.submitted = self.announced = self.ended = self.deaf = False
+        self.after = self.noise = 0
         self.unmatched: Unmatched | None = None
-        self.found: dict[bytes, int] = {}
-        self.tried: frozenset[bytes] = frozenset()
-        self.result = Result.NONE
-        self.acceptance: Signed[Acceptance] | None = None
-        self.lease: LeaseSeen | None = None
-        self.rule = self.text = ""
-        self._ended: Phase | None = None
-        self._retry: str = ""
+        self._mandate = Mandate(chain, order, self.order_id, spec, items, signer)
+        self._rounds = Rounds(self._mandate)
+        self._stopped: Outcome | None = None
         self._pause = FIRST_RETRY_MS
         self._retry_at: int | None = None
-        self._settle_at: int | None = None
         self._lapse_at: int | None = order.body.closes + OPENING_MS + LAPSE_MARGIN_MS
-        self._lost_at: int | None = None
-        self._signer = signer
+        self._given_up = False
 
     # ---- what the driver calls ----
 
@@ -96,7 +91,9 @@ class Purchase:
 
     def wake_at(self) -> int | None:
         """The next deadline: a retry, a settle of our own, a lapse, a result given up."""
-        deadlines = (self._retry_at, self._settle_at, self._lapse_at, self._lost_at)
+        deadlines = [lot.wake_at() for lot in self.lots]
+        if not self.phase.is_over:
+            deadlines += [self._retry_at, self._lapse_at]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def wake(self, now: int) -> Sequence[PurchaseEffect]:
@@ -106,55 +103,72 @@ class Purchase:
     # ---- what others read ----
 
     @property
+    def lots(self) -> list[Lot]:
+        """The leases, in the order in which they were heard of."""
+        return list(self._rounds.lots.values())
+
+    @property
     def phase(self) -> Phase:
         """Where the job stands, worked out from what is known; the chain's word outweighs the broker's."""
-        if self.result is Result.REFUSED:
-            return Phase.REFUSED
-        if self._is_lease_over:
-            return self._get_last_phase()
-        if self.lease is None and self._ended is not None:
-            return self._ended
-        steps = (
-            (self.acceptance is not None, Phase.ACCEPTED),
-            (self.delivered is not None, Phase.DELIVERED),
-            (self.opened or self.lease is not None, Phase.RUNNING),
-            (self.awarded is not None, Phase.AWARDED),
-            (self.announced, Phase.ANNOUNCED),
-            (self.submitted, Phase.SENT),
-        )
-        return next((phase for reached, phase in steps if reached), Phase.SIGNED)
+        return self.outcome.phase
+
+    @property
+    def rule(self) -> str:
+        """The rule behind the phase of a job that is over; empty where all is well."""
+        return self.outcome.rule
+
+    @property
+    def text(self) -> str:
+        """Why, in words."""
+        return self.outcome.text
+
+    @property
+    def outcome(self) -> Outcome:
+        """Phase, rule and words together."""
+        lots = [lot for lot in self.lots if not lot.is_gone]
+        if not lots:
+            return self._stopped or Outcome(self._get_first_phase())
+        if self._is_over:
+            return conclude(lots, self.order.body.kind, self.order.body.segments)
+        if self._stopped is not None and not any(lot.opened or lot.is_refused for lot in lots):
+            return self._stopped
+        return Outcome(self._find_stage(lots))
+
+    def _find_stage(self, lots: list[Lot]) -> Phase:
+        """Where the hindmost lease stands; running as long as one is, or as segments are left that nobody serves."""
+        running = any(lot.opened for lot in lots)
+        stages = [lot.stage for lot in lots if not lot.is_resolved]
+        if running and sum(lot.taken.count for lot in lots) < self.order.body.segments:
+            stages.append(Phase.RUNNING)
+        hindmost = min(stages, key=lambda phase: phase.rank, default=Phase.RUNNING)
+        return Phase.RUNNING if running and hindmost is Phase.AWARDED else hindmost
 
     @property
     def documents(self) -> Documents:
-        """All that is known and signed, for the store. The proof is fetched and kept beside."""
-        award, delivered = self.awarded, self.delivered
+        """All that is known and signed but the records, for the store. Proofs are fetched and kept beside."""
         return Documents(
             chain=self.chain,
             order=self.order,
             spec=self.spec,
-            lease=b"" if award is None else award.lease,
-            award=None if award is None else award.award,
-            bid=None if award is None else award.bid,
-            book=self.book,
-            tried=tuple(sorted(self.tried)),
+            items=self.items,
+            books=self._rounds.list_books(),
+            tried=self._rounds.list_tried(),
+            leases=tuple(lot.papers for lot in self.lots if lot.awarded is not None and not lot.is_gone),
             unmatched=self.unmatched,
-            delivery=None if delivered is None else delivered.delivery,
-            storage=None if delivered is None else delivered.storage,
-            acceptance=self.acceptance,
-            seen=self.lease,
         )
 
-    @property
-    def _is_lease_over(self) -> bool:
-        return self.lease is not None and self.lease.state in LEASE_ENDS
+    def _get_first_phase(self) -> Phase:
+        if self.announced:
+            return Phase.ANNOUNCED
+        return Phase.SENT if self.submitted else Phase.SIGNED
 
-    def _get_last_phase(self) -> Phase:
-        assert self.lease is not None
-        if self.lease.state != "settled":
-            return Phase.ENDED
-        if self.result is Result.GOOD:
-            return Phase.SETTLED
-        return Phase.LOST if self._ended is Phase.LOST else Phase.DELIVERED
+    @property
+    def _is_over(self) -> bool:
+        """All leases are done with, and no other can follow."""
+        lots = self.lots
+        if not all(lot.is_resolved for lot in lots):
+            return False
+        return self.ended or self._given_up or is_covered(lots, self.order.body.segments)
 
     # ---- one funnel ----
 
@@ -162,8 +176,9 @@ class Purchase:
         """Run a step; if it moved the phase, tell."""
         before = self.phase
         effects = step()
-        if self.phase is not before:
-            effects.append(events.TellPhase(self.phase, self.rule, self.text))
+        after = self.outcome
+        if after.phase is not before:
+            effects.append(events.TellPhase(after.phase, after.rule, after.text[:2_000]))
         return effects
 
     def _take(self, event: PurchaseEvent, now: int) -> list[PurchaseEffect]:
@@ -171,49 +186,71 @@ class Purchase:
             case events.Restarted():
                 return self._restart(now)
             case events.Heard():
-                self.after = max(self.after, event.after)
-                return self._hear(event.item, now)
+                return [] if self.deaf else self._hear(event, now)
             case events.Moved():
                 return [events.TellProgress(event.item)]
             case events.LeaseSeen():
                 return self._see(event, now)
-            case _:
-                return self._take_answer(event, now)
-
-    def _take_answer(self, event: events.Answer, now: int) -> list[PurchaseEffect]:
-        """What came of an effect."""
-        match event:
             case events.Submitted():
                 return self._take_submitted()
             case events.SubmitFailed():
                 return self._take_refusal(event, now)
+            case _:
+                return self._take_answer(event, now)
+
+    def _take_answer(
+        self,
+        event: events.BlobsFetched
+        | events.FetchFailed
+        | events.AcceptancePosted
+        | events.AcceptanceFailed
+        | events.SettleFailed,
+        now: int,
+    ) -> list[PurchaseEffect]:
+        """What came of an effect for one lease."""
+        lot = self._rounds.lots.get(event.lease)
+        if lot is None:
+            return []
+        match event:
             case events.BlobsFetched():
-                return self._take_blobs(event, now)
+                return self._guard(lot, lambda: lot.take_blobs(event, now)) or []
             case events.FetchFailed():
-                return self._try_again("fetch", now, "broker.unavailable", event.text)
+                return lot.try_again(now, "broker.unavailable", event.text)
             case events.AcceptancePosted():
-                return self._take_posted(now)
+                lot.take_posted(now)
+                return []
             case events.AcceptanceFailed():
-                return [events.TellTrouble(event.rule, event.text), *self._settle(now)]
+                return [events.TellTrouble(event.rule, event.text), *lot.settle(now)]
             case events.SettleFailed():
                 return [events.TellTrouble(event.rule, event.text)]
             case _:
                 assert_never(event)
 
+    def _guard(
+        self, lot: Lot, step: Callable[[], list[PurchaseEffect] | None], weight: int = 1
+    ) -> list[PurchaseEffect] | None:
+        """Run a step of a lease. What its signer answers for refuses the lease; what its teller does is ignored."""
+        try:
+            return step()
+        except CheckFailed as failed:
+            if failed.blame is Blame.SIGNER:
+                lot.refuse(failed)
+            else:
+                self.noise += weight
+            return [events.TellTrouble(failed.rule, failed.message)]
+
     def _restart(self, now: int) -> list[PurchaseEffect]:
         """Ask again for all that is outstanding."""
         self._retry_at, self._pause = None, FIRST_RETRY_MS
-        if self.phase.is_over and self._ended is not Phase.LOST:
-            return []
-        effects: list[PurchaseEffect] = [events.WatchChain()]
-        effects.append(events.Listen(self.after) if self.submitted else self._submission())
-        if self.result is Result.FETCHING:
-            effects.append(self._fetch())
-        if self.acceptance is not None and not self.posted:
-            effects.append(events.PostAcceptance(self.acceptance))
-        if self._ended is Phase.LOST:
-            self._ended, self._lost_at = None, now + RESULT_WAIT_MS
-        return effects
+        effects = [effect for lot in self.lots if not lot.is_refused for effect in lot.restart(now)]
+        if self.phase.is_over:
+            return effects
+        started: list[PurchaseEffect] = [events.WatchChain()]
+        if not self.submitted:
+            started.append(self._submission())
+        elif not self.deaf:
+            started.append(events.Listen(self.after))
+        return [*started, *effects]
 
     # ---- sending the order ----
 
@@ -226,217 +263,156 @@ class Purchase:
 
     def _take_refusal(self, event: events.SubmitFailed, now: int) -> list[PurchaseEffect]:
         if event.again:
-            return self._try_again("submit", now, event.rule, event.text)
+            self._retry_at = now + self._pause
+            self._pause = min(self._pause * 2, LAST_RETRY_MS)
+            return [events.TellTrouble(event.rule, event.text)]
         if now > self.order.body.closes:
-            self._end(Phase.REJECTED, "order.late", LATE)
+            self._stop(Phase.REJECTED, "order.late", LATE)
         else:
-            self._end(Phase.REJECTED, event.rule, event.text)
+            self._stop(Phase.REJECTED, event.rule, event.text)
         return []
-
-    def _try_again(self, what: str, now: int, rule: str, text: str) -> list[PurchaseEffect]:
-        self._retry, self._retry_at = what, now + self._pause
-        self._pause = min(self._pause * 2, LAST_RETRY_MS)
-        return [events.TellTrouble(rule, text)]
 
     # ---- what the broker tells ----
 
-    def _hear(self, item: JobEvent, now: int) -> list[PurchaseEffect]:
+    def _hear(self, event: events.Heard, now: int) -> list[PurchaseEffect]:
+        """What changes nothing, or is ignored, counts as noise: its weight bounds what it costs to keep."""
+        self.after = max(self.after, event.after)
+        effects = self._hear_item(event.item, now)
+        if effects is None:
+            records = len(event.item.delivery.records) if isinstance(event.item, Delivered) else 0
+            self.noise, effects = self.noise + 1 + records, []
+        if self.noise > MAX_NOISE:
+            self.deaf = True
+            text = "the broker repeats itself without end; it is not listened to any more, the chain is"
+            effects += [events.StopListening(), events.TellTrouble("broker.noise", text)]
+        return effects
+
+    def _hear_item(self, item: JobEvent, now: int) -> list[PurchaseEffect] | None:
+        """None where it changes nothing."""
         match item:
             case Announced():
-                self.announced = True
+                return self._take_announced(item)
             case Closed():
-                self.book = self.book or item.book
-                return self._check_award()
-            case Unmatched():
-                self.unmatched = item
-                self._end(Phase.UNMATCHED, "auction.unmatched", item.text)
+                return self._take_signed(lambda: self._rounds.take_book(item.book), now)
             case Awarded():
-                return self._take_award(item)
-            case Opened():
-                self.opened = True
+                return self._take_signed(lambda: self._rounds.take_award(item), now)
+            case Delivered():
+                return self._take_delivery(item, now)
+            case Failed() | Opened() | Left() | Accepted():
+                return self._take_word(item, now)
+            case Unmatched():
+                return self._take_unmatched(item)
             case Advanced():
                 return [events.TellProgress(item)]
-            case Delivered():
-                return self._take_delivery(item)
-            case Accepted():
-                self.posted = self.posted or self.acceptance is not None
             case Ended():
-                self._take_end(item)
+                return self._take_end(item)
             case _:
                 assert_never(item)
+
+    def _take_announced(self, item: Announced) -> list[PurchaseEffect] | None:
+        """A later round needs its own time; none goes beyond the deadline (R3 d)."""
+        until = min(item.closes, self.order.body.deadline) + OPENING_MS + LAPSE_MARGIN_MS
+        later = self._lapse_at is not None and until > self._lapse_at
+        if self.announced and not later:
+            return None
+        self.announced = True
+        self._lapse_at = until if later else self._lapse_at
         return []
 
-    def _take_end(self, item: Ended) -> None:
+    def _take_signed(self, take: Callable[[], bool], now: int) -> list[PurchaseEffect] | None:
+        """A book or an award: keep it if it is the auctioneer's, then check all awards that can be checked by now."""
+        try:
+            if not take():
+                return None
+        except CheckFailed as failed:
+            self.noise += 1
+            return [events.TellTrouble(failed.rule, failed.message)]
+        return self._check_awards(now)
+
+    def _check_awards(self, now: int) -> list[PurchaseEffect]:
+        """Let awards pass in their order, as far as what they lean on is known."""
+        effects: list[PurchaseEffect] = []
+        for lot in self.lots:
+            if not lot.checked and not lot.is_refused and lot.awarded is not None and not lot.is_gone:
+                effects += self._guard(lot, partial(self._check_award, lot, now)) or []
+        return effects
+
+    def _check_award(self, lot: Lot, now: int) -> list[PurchaseEffect]:
+        before = lot.waits
+        lot.waits = self._rounds.check(lot)
+        if not lot.waits:
+            return lot.pass_award(now)
+        if lot.waits in ("", before) or not lot.waits.startswith("R2"):
+            return []
+        text = "an award waits: it would pass what other leases leave of the segments or of the cap"
+        return [events.TellTrouble(lot.waits, text)]
+
+    def _take_delivery(self, item: Delivered, now: int) -> list[PurchaseEffect] | None:
+        lot = self._rounds.lots.get(item.delivery.receipt.body.lease)
+        if lot is None:
+            return [] if self._rounds.keep_early(item) else None
+        effects = self._guard(lot, lambda: lot.take_delivery(item, now), 1 + len(item.delivery.records))
+        return None if effects is None else [*effects, *self._check_awards(now)]
+
+    def _take_word(self, item: Failed | Opened | Left | Accepted, now: int) -> list[PurchaseEffect] | None:
+        """The broker's word on a lease, which frees or binds nothing on the chain."""
+        lease = item.acceptance.body.lease if isinstance(item, Accepted) else item.lease
+        lot = self._rounds.lots.get(lease)
+        if lot is None or not lot.take_word(item):
+            return None
+        return self._check_awards(now)
+
+    def _take_unmatched(self, item: Unmatched) -> list[PurchaseEffect] | None:
+        if self.unmatched is not None:
+            return None
+        self.unmatched = item
+        if all(lot.is_gone for lot in self.lots):
+            self._stop(Phase.UNMATCHED, "auction.unmatched", item.text)
+        return []
+
+    def _take_end(self, item: Ended) -> list[PurchaseEffect] | None:
         """The broker's last word counts only where the chain has none."""
-        if self.opened or self.lease is not None or self._ended is not None:
-            return
+        if self.ended:
+            return None
+        self.ended = True
         phase = {"withdrawn": Phase.WITHDRAWN, "unmatched": Phase.UNMATCHED}.get(item.state, Phase.REJECTED)
-        self._end(phase, f"job.{phase.value}", item.text)
-
-    def _take_award(self, item: Awarded) -> list[PurchaseEffect]:
-        """A second award stands for a first one that did not open; both are signed, so both stay known. Once a lease
-        is open only its own award counts, whichever of chain and broker spoke first.
-        """
-        if item == self.awarded:
-            return []
-        if self.lease is not None and item.lease != self.lease.lease:
-            self.tried |= {item.award.body.bid}
-            return []
-        if self.awarded is not None:
-            if self.opened and self.lease is None:
-                return []
-            self.tried |= {self.awarded.award.body.bid}
-        self.awarded = item
-        return self._check_award()
-
-    def _check_award(self) -> list[PurchaseEffect]:
-        """Checks 1 to 19, as far as there is something to check."""
-        if self.awarded is None:
-            return []
-        awarded = self.awarded
-        facts = checks.AwardFacts(self.chain, self.order, self.spec, awarded.award, awarded.bid, awarded.lease)
-        try:
-            require(checks.AWARD_CHECKS, facts)
-            if self.book is not None:
-                award = awarded.award.body
-                book_facts = checks.BookFacts(self.chain, self.order.body, award, self.book, self.tried)
-                require(checks.BOOK_CHECKS, book_facts)
-        except Refused as refused:
-            return self._refuse(refused)
-        return self._look_at_delivery()
-
-    # ---- the delivery ----
-
-    def _take_delivery(self, item: Delivered) -> list[PurchaseEffect]:
-        if self.delivered is not None and self.result is not Result.NONE:
-            return []
-        self.delivered = item
-        return self._look_at_delivery()
-
-    def _look_at_delivery(self) -> list[PurchaseEffect]:
-        """Check all that needs no blob, then ask for the blobs."""
-        if self.delivered is None or self.awarded is None or self.book is None or self.result is not Result.NONE:
-            return []
-        try:
-            require(deliveries.DELIVERY_CHECKS, self._facts())
-        except Refused as refused:
-            return self._refuse(refused)
-        self.result = Result.FETCHING
-        return [self._fetch()]
-
-    def _facts(self) -> deliveries.DeliveryFacts:
-        assert self.delivered is not None
-        assert self.awarded is not None
-        award, bid = self.awarded.award.body, self.awarded.bid.body
-        delivery, storage = self.delivered.delivery, self.delivered.storage
-        return deliveries.DeliveryFacts(
-            self.chain, self.order.body, self.spec, award, bid, delivery, storage, self.found
-        )
-
-    def _fetch(self) -> events.FetchBlobs:
-        assert self.delivered is not None
-        limits = self.spec.resources
-        largest = max(limits.output_bytes, deliveries.MAX_ERROR_BYTES, limits.log_bytes + deliveries.LOG_MARGIN)
-        return events.FetchBlobs(deliveries.list_needed(self.delivered.delivery), largest)
-
-    def _take_blobs(self, event: events.BlobsFetched, now: int) -> list[PurchaseEffect]:
-        if self.result is not Result.FETCHING:
-            return []
-        self.found = {found.digest: found.size for found in event.found}
-        try:
-            require(deliveries.BLOB_CHECKS, self._facts())
-        except Refused as refused:
-            return self._refuse(refused)
-        self.result, self._retry_at, self._lost_at, self._pause = Result.GOOD, None, None, FIRST_RETRY_MS
-        return [] if self._is_lease_over else self._accept(now)
-
-    def _accept(self, now: int) -> list[PurchaseEffect]:
-        """R7: every segment of a final receipt, so that anyone may submit the settle."""
-        receipt = self._facts().receipt
-        body = Acceptance(
-            lease=receipt.lease,
-            receipt=compute_receipt_id(self.chain, receipt),
-            signer=self._signer.key,
-            segments=(Span(receipt.first, receipt.count),),
-            release=False,
-        )
-        self.acceptance = self._signer.sign(Tag.ACCEPTANCE, self.chain, body)
-        self._settle_at = now + SETTLE_AFTER_MS
-        return [events.PostAcceptance(self.acceptance)]
-
-    def _refuse(self, refused: Refused) -> list[PurchaseEffect]:
-        self.result, self.rule, self.text = Result.REFUSED, refused.rule, refused.message
-        self._retry_at = self._lost_at = None
+        self._stop(phase, f"job.{phase.value}", item.text)
         return []
 
-    # ---- settling ----
-
-    def _take_posted(self, now: int) -> list[PurchaseEffect]:
-        self.posted = True
-        if self._settle_at is not None:
-            self._settle_at = now + SETTLE_AFTER_MS
-        return []
-
-    def _settle(self, now: int) -> list[PurchaseEffect]:
-        """Submit the settle ourselves, and again later, until the chain shows the lease over."""
-        if self.acceptance is None or self.delivered is None or self._is_lease_over:
-            self._settle_at = None
-            return []
-        self._settle_at = now + LAST_RETRY_MS
-        return [events.SubmitSettle(self.delivered.delivery.receipt, self.acceptance)]
+    # ---- what the chain shows ----
 
     def _see(self, event: LeaseSeen, now: int) -> list[PurchaseEffect]:
-        """The chain's word on a lease of this order. An older view never replaces a newer one."""
-        if self.lease is not None and (self._is_lease_over or event.height < self.lease.height):
+        """The chain's word on a lease of this order, which the broker may not have told yet."""
+        lot = self._rounds.get_lot(event.lease)
+        effects = None if lot is None else lot.see(event, now)
+        if effects is None:
             return []
-        self.lease, self._lapse_at = event, None
-        self.opened = True
-        if self._is_lease_over:
-            return self._finish(event, now)
-        return []
-
-    def _finish(self, event: LeaseSeen, now: int) -> list[PurchaseEffect]:
-        self._settle_at = None
-        if event.state != "settled":
-            if self.result is not Result.REFUSED:
-                self.rule, self.text = f"lease.{event.state}", LEASE_WORDS.get(event.state, event.state)
-            self._retry_at = None
-        elif self.result in (Result.NONE, Result.FETCHING):
-            self._lost_at = now + RESULT_WAIT_MS
-        return [events.KeepProof(event.tx)] if event.tx else []
+        self._lapse_at = None if self._given_up else self.order.body.deadline + LAPSE_MARGIN_MS
+        return [*effects, *self._check_awards(now)]
 
     # ---- deadlines ----
 
     def _settle_deadlines(self, now: int) -> list[PurchaseEffect]:
-        effects: list[PurchaseEffect] = []
+        effects = [effect for lot in self.lots for effect in lot.wake(now)]
         if self._lapse_at is not None and self._lapse_at <= now:
-            self._lapse_at = None
-            self._lapse(now)
-        if self._lost_at is not None and self._lost_at <= now:
-            self._lost_at = None
-            self._end(Phase.LOST, "result.missing", "the lease is settled, but the result could not be had so far")
-        if self._settle_at is not None and self._settle_at <= now:
-            effects += self._settle(now)
+            self._lapse_at, self._given_up = None, True
+        if self._given_up and all(lot.is_gone for lot in self.lots):
+            self._stop(Phase.LAPSED, "order.lapsed", LAPSED)
         if self._retry_at is not None and self._retry_at <= now:
             self._retry_at = None
-            effects += self._retry_now()
+            effects += [] if self.submitted or self._stopped is not None else [self._submission()]
         return effects
 
-    def _lapse(self, now: int) -> None:
-        """No lease on the chain in time. Where the broker says that one is open, the chain has until the expiry to
-        show it: we may be the ones who do not reach it.
-        """
-        if self.opened and now < self.order.body.expiry:
-            self._lapse_at = self.order.body.expiry
-        else:
-            self._end(Phase.LAPSED, "order.lapsed", "no lease was opened in time; nothing was paid")
+    def _stop(self, phase: Phase, rule: str, text: str) -> None:
+        """How the job ends where no lease of it stands on the chain."""
+        if self._stopped is None:
+            self._stopped = Outcome(phase, rule, text)
 
-    def _retry_now(self) -> list[PurchaseEffect]:
-        if self._retry == "submit":
-            return [] if self.submitted or self._ended is not None else [self._submission()]
-        return [self._fetch()] if self.result is Result.FETCHING else []
 
-    def _end(self, phase: Phase, rule: str, text: str) -> None:
-        if self._ended is None and self.result is not Result.REFUSED:
-            self._ended, self.rule, self.text = phase, rule, text
-            self._lapse_at = None
+def check_items(order: Order, items: tuple[bytes, ...]) -> None:
+    """Raise `Refused` under `job.items` unless these are the digests of the order's items; only a `map` has any."""
+    if order.kind is not Kind.MAP:
+        if items:
+            raise Refused("only a map has items", rule="job.items")
+    elif len(items) != order.segments or compute_root(items) != order.start:
+        raise Refused("these are not the items that were ordered", rule="job.items")

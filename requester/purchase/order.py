@@ -1,7 +1,8 @@
 """From wishes to an order: the spending mandate of R2, worked out from a job spec, a cap and a set of terms.
 
 The cap bounds price and commission together. The limit (highest price per segment) is the largest that keeps both
-within the cap, so a bid at the limit never exceeds it (R2, R13). Not here: packing of code and inputs, the signature.
+within the cap, so a bid at the limit never exceeds it (R2, R13), however the segments are divided: a commission is
+floored per lease. Not here: packing of code and inputs, the signature.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import msgspec
 from broker.protocol.jobs import JobSpec, Resources, compute_job_digest, compute_runtime_digest
 from chain.base.errors import Refused
 from chain.base.units import BPS, checked, compute_share, format_credits
-from chain.ledger.terms.agreement import AwardRule, Order, Windows
+from chain.ledger.terms.agreement import AwardRule, Kind, Order, Windows
 
 MIB = 1 << 20
 
@@ -23,6 +24,9 @@ OPENING_MS = 60_000
 
 WITHIN_MS = 3_600_000
 """Milliseconds from signing to the deadline where nothing else is wished: room to queue behind others' jobs."""
+
+MAX_SEGMENTS = 1 << 20
+"""Most segments of one order (`Few` of the ledger's terms)."""
 
 MAX_COMMISSION = 200
 """Basis points of commission that are agreed to without asking."""
@@ -46,12 +50,15 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What a requester agrees to besides the work itself.
 
     `cap` in micro-credits; `segment_wall`, `auction` and `within` in milliseconds; `commission` and `damages` in basis
-    points. `within` is from signing to the deadline; None is `WITHIN_MS`, for longer work twice the least it needs.
+    points. `within` is from signing to the deadline; None is `WITHIN_MS`, for longer work twice the least it needs, so
+    that what a provider leaves undone can be offered again. `item_root` is the root over a `map`'s items, None for
+    other kinds.
     """
 
     cap: int
     segment_wall: int
     segments: int = 1
+    item_root: bytes | None = None
     commission: int = MAX_COMMISSION
     damages: int = DAMAGES
     auction: int = AUCTION_MS
@@ -108,6 +115,9 @@ def compute_limit(cap: int, segments: int, commission: int) -> int:
 def compute_least_within(terms: Terms) -> int:
     """Milliseconds from signing to the soonest deadline that works: auction, opening in its last moment, start window
     and every segment on one lane (R3 c, d).
+
+    So also for a `map` that may be divided: who bids offers to serve whatever part of the whole it is awarded, and the
+    whole is awarded to it when nobody else bids.
     """
     work = terms.windows.start + terms.segments * terms.segment_wall
     return checked(terms.auction + OPENING_MS + work, "time for the work")
@@ -120,11 +130,25 @@ def _find_within(terms: Terms) -> int:
     if terms.within < least:
         seconds = -(-least // 1_000)
         message = (
-            f"{terms.within / 1_000:g} s until the deadline are too few for a wall limit of "
-            f"{terms.segment_wall / 1_000:g} s; the least is --within {seconds}s"
+            f"{terms.within / 1_000:g} s until the deadline are too few for {terms.segments} segment(s) with a wall "
+            f"limit of {terms.segment_wall / 1_000:g} s one after the other; the least is --within {seconds}s"
         )
         raise Refused(message, rule="order.within")
     return terms.within
+
+
+def _find_start(spec: JobSpec, terms: Terms) -> bytes:
+    """Digest of what the first segment starts from: a `map`'s root over its items, else the packed inputs."""
+    if not 1 <= terms.segments <= MAX_SEGMENTS:
+        message = f"{terms.segments} segments; an order has at least one and at most {MAX_SEGMENTS}"
+        raise Refused(message, rule="order.segments")
+    if spec.kind is Kind.RUN and terms.segments != 1:
+        raise Refused(f"a run has one segment, not {terms.segments}", rule="order.segments")
+    if spec.kind is not Kind.MAP and spec.parallelism != 1:
+        raise Refused(f"a {spec.kind.value} cannot be divided among {spec.parallelism} providers", rule="order.kind")
+    if (terms.item_root is None) is (spec.kind is Kind.MAP):
+        raise Refused("a map, and nothing else, starts from the root over its items", rule="order.kind")
+    return spec.inputs if terms.item_root is None else terms.item_root
 
 
 def make_order(spec: JobSpec, terms: Terms, parties: Parties, *, now: int, salt: bytes) -> Order:
@@ -132,7 +156,7 @@ def make_order(spec: JobSpec, terms: Terms, parties: Parties, *, now: int, salt:
 
     The deadline follows from `terms.within`; the expiry lies one acceptance window behind it. Panel size is 0: no
     disputes, silence accepts (R8, R10). Raises `Refused` under `order.within` for a deadline that leaves too little
-    time.
+    time, `order.segments` or `order.kind` for terms that don't fit the spec's kind, `R2.cap` for too small a cap.
     """
     closes = checked(now + terms.auction, "close of the auction")
     deadline = checked(now + _find_within(terms), "deadline")
@@ -144,7 +168,7 @@ def make_order(spec: JobSpec, terms: Terms, parties: Parties, *, now: int, salt:
         job=compute_job_digest(parties.chain, spec),
         runtime=compute_runtime_digest(parties.chain, spec.runtime),
         kind=spec.kind,
-        start=spec.inputs,
+        start=_find_start(spec, terms),
         segments=terms.segments,
         weights=(),
         segment_wall=terms.segment_wall,

@@ -9,7 +9,11 @@ LEASE_ENDS = frozenset({"settled", "slashed", "unstarted", "returned", "expired"
 
 
 class Phase(StrEnum):
-    """Where a job stands, for its owner. From `SETTLED` on nothing more happens by itself."""
+    """Where a job stands, for its owner. From `SETTLED` on nothing more happens by itself.
+
+    With several leases it is where the hindmost stands. `PARTLY` is over with some segments paid for and some without
+    a result; every other end but `SETTLED` is one without any.
+    """
 
     SIGNED = "signed"
     SENT = "sent"
@@ -19,6 +23,7 @@ class Phase(StrEnum):
     DELIVERED = "delivered"
     ACCEPTED = "accepted"
     SETTLED = "settled"
+    PARTLY = "partly"
     REJECTED = "rejected"
     UNMATCHED = "unmatched"
     WITHDRAWN = "withdrawn"
@@ -28,19 +33,17 @@ class Phase(StrEnum):
     ENDED = "ended"
 
     @property
+    def rank(self) -> int:
+        """Later phases have higher ones."""
+        return _RANKS[self]
+
+    @property
     def is_over(self) -> bool:
         """Whether waiting longer changes nothing."""
-        return list(Phase).index(self) >= list(Phase).index(Phase.SETTLED)
+        return self.rank >= _RANKS[Phase.SETTLED]
 
 
-class Result(StrEnum):
-    """What became of the delivery."""
-
-    NONE = "none"
-    FETCHING = "fetching"
-    GOOD = "good"
-    REFUSED = "refused"
-
+_RANKS = {phase: rank for rank, phase in enumerate(Phase)}
 
 LEASE_WORDS = {
     "slashed": "the provider was proved wrong; the price was refunded",

@@ -1,7 +1,7 @@
 """Who gets what in each outcome of an order, before anything is signed (`--dry-run`) and once a price is known.
 
-Rows of law.md's table for a job whose segments weigh the same, worked out at one price per segment. Chain fees are
-outside the cap and paid by whoever submits (R13).
+Rows of law.md's table for a job whose segments weigh the same, worked out at one price per segment and for every
+lease of a divided job at once. Chain fees are outside the cap and paid by whoever submits (R13).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 class Quote(msgspec.Struct, frozen=True):
     """What signing an order means: the most it can cost, the highest price it takes, the Instant by which the work must
-    be done, and each outcome at that price.
+    be done, among how many leases at a time it may be divided, and each outcome at that price.
     """
 
     cap: int
@@ -49,6 +49,7 @@ class Quote(msgspec.Struct, frozen=True):
     commission_bps: int
     deadline: int
     outcomes: tuple[Outcome, ...]
+    leases: int = 1
 
     @property
     def most(self) -> int:
@@ -56,26 +57,49 @@ class Quote(msgspec.Struct, frozen=True):
         return max(outcome.paid for outcome in self.outcomes)
 
 
-def compute_quote(order: Order, price: int | None = None) -> Quote:
-    """All outcomes at `price` per segment; at the order's limit, the dearest there can be, where no price is given."""
+def compute_quote(order: Order, price: int | None = None, leases: int = 1) -> Quote:
+    """All outcomes at `price` per segment; at the order's limit, the dearest there can be, where no price is given.
+
+    `leases` is the most that live at a time (the spec's parallelism): parts of equal length, each priced, cancelled and
+    given back by itself.
+    """
     price = order.limit if price is None else price
-    total = checked(price * order.segments, "price")
-    fee = compute_share(total, order.commission)
-    damages = compute_share(total, order.damages)
-    early = min(price, compute_share(total, CANCEL_SHARE))
-    burned = compute_share(total, UNSTARTED_SHARE)
+    checked(price * order.segments, "price")
+    parts = split_range(order.segments, leases)
+    whole, one = _serve(order, price, parts), _serve(order, price, [1] * len(parts))
+    damages = sum(compute_share(price * part, order.damages) for part in parts)
+    early = sum(min(price, compute_share(price * part, CANCEL_SHARE)) for part in parts)
+    burned = sum(compute_share(price * part, UNSTARTED_SHARE) for part in parts)
+    failure = whole if order.segments == 1 else one
+    each = "" if len(parts) == 1 else " of each lease"
     outcomes = (
-        _paid("success", "every segment is done and you accept", total, fee),
-        _paid("failure", "the job raises or exceeds a limit", total, fee),
-        _paid("silence", f"you do not answer for {_span(order.windows.acceptance)} after delivery", total, fee),
+        _paid("success", "every segment is done and you accept", *whole),
+        _paid("failure", _FAILURES[order.segments > 1] + each, *failure),
+        _paid("silence", f"you do not answer for {_span(order.windows.acceptance)} after delivery", *whole),
         _free("no bid", "nobody bids within the limit", 0),
         _paid("cancelled early", "you cancel within the start window", early, 0),
-        _paid("cancelled late", "you cancel later: the price of one segment", price, 0),
+        _paid("cancelled late", f"you cancel later: the price of one segment{each}", price * len(parts), 0),
         Outcome("unstarted", "the provider gives it back in the start window", burned, 0, 0, burned, 0),
         _free("returned", "the provider gives up later, with nothing done", damages),
         _free("expired", "the provider misses the deadline", damages),
     )
-    return Quote(order.cap, order.limit, order.segments, order.commission, order.deadline, outcomes)
+    return Quote(order.cap, order.limit, order.segments, order.commission, order.deadline, outcomes, len(parts))
+
+
+_FAILURES = ("the job raises or exceeds a limit", "the first segment raises or exceeds a limit: you pay for it alone")
+"""When a job fails, for one segment and for several (R9)."""
+
+
+def split_range(segments: int, leases: int) -> list[int]:
+    """Lengths of the parts when `segments` are divided among at most `leases`, as evenly as can be."""
+    count = max(1, min(segments, leases))
+    return [segments // count + (number < segments % count) for number in range(count)]
+
+
+def _serve(order: Order, price: int, parts: list[int]) -> tuple[int, int]:
+    """Price and commission of parts that are served wholly; commission is floored for each (R13)."""
+    total = sum(price * part for part in parts)
+    return total, sum(compute_share(price * part, order.commission) for part in parts)
 
 
 def _paid(name: str, when: str, provider: int, commission: int) -> Outcome:
@@ -120,10 +144,19 @@ def show_quote(quote: Quote) -> str:
     ]
     tail = [
         "",
+        *_show_parts(quote),
         "There is no panel: a delivered result cannot be disputed, and silence accepts it.",
         "Chain fees are outside the cap; your own transactions pay them.",
     ]
     return "\n".join([*head, *show_columns(rows), *tail])
+
+
+def _show_parts(quote: Quote) -> list[str]:
+    """What only a job of several segments has to say."""
+    if quote.segments == 1:
+        return []
+    divided = f" At most {quote.leases} providers serve them at a time." if quote.leases > 1 else ""
+    return [f"Each segment that is done is paid for, one that fails included; no other is.{divided}"]
 
 
 def show_columns(rows: list[tuple[str, ...]]) -> list[str]:
