@@ -33,7 +33,7 @@ SEAT, REQUESTER, BROKER, ALICE, BOB, STRANGER = (Signer(bytes([number]) * 32) fo
 PROVIDERS = {signer.key: signer for signer in (ALICE, BOB, STRANGER)}
 
 
-def change(value: Any, **fields: Any) -> Any:
+def change(value: Any, /, **fields: Any) -> Any:
     return msgspec.structs.replace(value, **fields)
 
 
