@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from broker.protocol.messages import Acknowledgement
-from chain.base.codec import encode
+from chain.base.codec import decode, encode
 from chain.base.hashing import Tag, compute_digest, compute_id
+from chain.base.keys import Signer
 from chain.base.merkle import compute_root
 from chain.ledger.terms.agreement import compute_bid_id, compute_lease_id
 from chain.ledger.terms.work import SegmentRecord, compute_receipt_id, compute_records_root
-from requester.purchase.casefile import CaseContent, write_case
+from requester.purchase.casefile import CaseContent, Manifest, write_case
 from requester.purchase.documents import LeasePapers
 from tests.attacks.case_chain import change
 from tests.attacks.case_frames import join_frames, split_frames
 from tests.attacks.case_world import Play, find_in
+
+MALLORY = Signer(b"m" * 32)
+OTHER = compute_digest(b"other")
 
 
 class Hand:
@@ -26,6 +31,7 @@ class Hand:
         self.blobs, self.genesis = dict(play.blobs), play.chain.genesis
         self.swapped: dict[bytes, bytes] = {}
         self.outputs = True
+        self.manifest: dict[str, Any] = {}
 
     def set(self, **fields: Any) -> None:
         self.documents = change(self.documents, **fields)
@@ -91,4 +97,17 @@ class Hand:
         """The file, its digests right again. Swapped blobs stand where the genuine ones did."""
         content = CaseContent(self.documents, self.records, find_in(self.blobs), outputs=self.outputs, inputs=True)
         frames = split_frames(b"".join(write_case(content)))[:-1]
-        return join_frames([(name, self.swapped.get(compute_digest(body), body)) for name, body in frames])
+        manifest = encode(change(decode(frames[0][1], Manifest), **self.manifest))
+        others = [(name, self.swapped.get(compute_digest(body), body)) for name, body in frames[1:]]
+        return join_frames([("manifest", manifest), *others])
+
+
+Forge = Callable[[Hand], object]
+Row = tuple[str, str, Forge, int]
+"""What is forged, of which job, how, and the number of the check that must fail."""
+
+
+def sign_own(hand: Hand, name: str, tag: Tag, place: int = 0, **fields: Any) -> None:
+    """A paper signed by the forger herself."""
+    body = change(getattr(hand.get(place), name).body, **fields)
+    hand.put(place, **{name: MALLORY.sign(tag, hand.documents.chain, body)})
