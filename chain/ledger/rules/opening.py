@@ -163,14 +163,11 @@ def make_deal(order: Order, award: Award, bid: Bid, order_id: bytes, bid_id: byt
 
 
 def check_times(now: int, deal: Deal) -> None:
-    """R2 expiry, R3 c and R3 d. In time iff block time <= deadline (R1).
-
-    The first auction of an order may close before the order says, a later one closes after: the later Instant counts.
-    """
+    """R2 expiry, R3 c and R3 d. In time iff block time <= deadline (R1). Each auction of an order has its own close."""
     order, bid = deal.order, deal.bid
     if now > order.expiry:
         raise Refused("the order has expired", rule="R2.expiry")
-    if bid.valid_until > max(order.closes, deal.award.closed) + MAX_BID_VALIDITY:
+    if bid.valid_until > deal.award.closed + MAX_BID_VALIDITY:
         raise Refused(f"the bid outlives the auction by more than {MAX_BID_VALIDITY} ms", rule="R3.c.span")
     if now > bid.valid_until:
         raise Refused("the bid is no longer valid", rule="R3.c.validity")
