@@ -1,19 +1,14 @@
-"""Keeps the account of one job: which segment is running, what it has used since the last one, which input it was
-given.
+"""Keeps the account of one job: which segment is running, what it has used since the last one.
 
 Pure: clock readings and meter readings come in as arguments. A segment's account runs from the end of the one before,
-so that nothing a job does between two segments is free.
+so that nothing a job does between two segments is free. Ends that are seen in one look share what the kernel counted
+since the look before: their sum is exact, and each is what the kernel told, divided.
 """
 
 from __future__ import annotations
 
-import hashlib
-
-from broker.protocol import values
-from chain.ledger.terms.agreement import Kind
-from chain.ledger.terms.outcome import Cause, Usage
+from chain.ledger.terms.outcome import Usage
 from provider.sandbox.cgroups import Reading
-from provider.sandbox.spec import SegmentDone, Task
 
 __all__ = ["Account"]
 
@@ -21,13 +16,10 @@ __all__ = ["Account"]
 class Account:
     """Usage of the running segment and of all of them."""
 
-    def __init__(self, task: Task) -> None:
-        self._kind = task.kind
-        self._inputs = _list_inputs(task)
-        self._first = task.first
-        self._in_total = len(task.code) + len(task.inputs)
+    def __init__(self, in_total: int) -> None:
+        self._in_total = in_total
         self._out_total = 0
-        self._base = Reading(0, 0, 0)
+        self._base_us = 0
         self._begin_ms = 0.0
         self._instant = 0
         self._segment_begin_ms = 0.0
@@ -46,27 +38,29 @@ class Account:
 
     def get_segment_cpu_us(self) -> int:
         """CPU time since the end of the segment before."""
-        return max(0, self.reading.cpu_us - self._base.cpu_us)
+        return max(0, self.reading.cpu_us - self._base_us)
 
-    def close_segment(self, index: int, cause: Cause, output: bytes, error: str, now_ms: float) -> SegmentDone:
-        """Ends the running segment and starts the account of the next. An output counts only where the cause is ok."""
-        output = output if cause == Cause.OK else b""
-        digest, size = self._get_input(index)
-        usage = Usage(
-            cpu_ms=-(-self.get_segment_cpu_us() // 1000),
-            peak_bytes=self.reading.peak_bytes,
-            wall_ms=round(now_ms - self._segment_begin_ms),
-            bytes_in=size,
-            bytes_out=len(output) + self.log_bytes,
-        )
+    def close_segment(self, bytes_in: int, bytes_out: int, now_ms: float, among: int = 1) -> tuple[Usage, int]:
+        """Ends the running segment and starts the account of the next. Returns its usage and when it started.
+
+        `among` is the number of segments, this one first, that are known to have ended since the last look.
+        """
+        cpu_us = self.get_segment_cpu_us() // among
+        log_bytes = self.log_bytes // among
+        wall_ms = (now_ms - self._segment_begin_ms) / among
         started = self._instant + round(self._segment_begin_ms - self._begin_ms)
-        self._out_total += len(output)
-        self._base = self.reading
-        self._segment_begin_ms = now_ms
-        self.log_bytes = 0
-        if self._kind == Kind.TRAIN:
-            self._inputs = [(hashlib.sha256(output).digest(), len(output))]
-        return SegmentDone(index, cause, digest, output, error, usage, started)
+        usage = Usage(
+            cpu_ms=-(-cpu_us // 1000),
+            peak_bytes=self.reading.peak_bytes,
+            wall_ms=round(wall_ms),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out + log_bytes,
+        )
+        self._out_total += bytes_out
+        self._base_us += cpu_us
+        self._segment_begin_ms += wall_ms
+        self.log_bytes -= log_bytes
+        return usage, started
 
     def get_total(self, now_ms: float) -> Usage:
         """Usage of the whole stay."""
@@ -77,12 +71,3 @@ class Account:
             bytes_in=self._in_total,
             bytes_out=self._out_total,
         )
-
-    def _get_input(self, index: int) -> tuple[bytes, int]:
-        return self._inputs[index - self._first if self._kind == Kind.MAP else 0]
-
-
-def _list_inputs(task: Task) -> list[tuple[bytes, int]]:
-    """Digest and size of the packed input of each segment; only the first is known of a chain."""
-    items = values.split(task.inputs)[task.first : task.first + task.count] if task.kind == Kind.MAP else [task.inputs]
-    return [(hashlib.sha256(item).digest(), len(item)) for item in items]

@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
 
-from broker.protocol import values
+from broker.protocol import folders
 from broker.protocol.jobs import Entry
+from broker.protocol.refusals import BadValue
 from chain.base.errors import Refused, Unavailable
 from chain.ledger.terms.agreement import Kind
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.cgroups import sweep
-from provider.sandbox.flight import Flight
+from provider.sandbox.flight import Flight, discard
+from provider.sandbox.inputs import Inputs
+from provider.sandbox.inside.program import MAIN
 from provider.sandbox.plan import Plan, build_plan
 from provider.sandbox.runtimes import RuntimeImage
 from provider.sandbox.spec import MAX_SEGMENTS, Ended, SandboxEvent, Task
@@ -45,21 +50,31 @@ class Sandbox:
             raise Refused(f"slot {slot} of {self._slots}", rule="sandbox.slot")
         return build_plan(self._image, self._host, task, slot)
 
-    async def run(self, task: Task, slot: int) -> AsyncGenerator[SandboxEvent, None]:
-        """Events of the task's stay, `Ended` last. Raises `Refused` for a task that is none and for a slot in use
-        (`sandbox.slot`).
+    async def run(self, task: Task, slot: int, spool: Path) -> AsyncGenerator[SandboxEvent, None]:
+        """Events of the task's stay, `Ended` last. Outputs too long for memory go into files below `spool`.
+
+        Raises `Refused` for a task that is none and for a slot in use (`sandbox.slot`).
         """
+        async with aclosing(self.batches(task, slot, spool)) as batches:
+            async for events in batches:
+                untaken = iter(events)
+                try:
+                    for event in untaken:
+                        yield event
+                finally:
+                    discard(untaken)
+
+    async def batches(self, task: Task, slot: int, spool: Path) -> AsyncGenerator[list[SandboxEvent], None]:
+        """The same events in lists, never empty, of all that are there at once: small segments end by the thousand."""
         plan = self.plan(task, slot)
         if slot not in self._free:
             raise Refused(f"slot {slot} is in use", rule="sandbox.slot")
         self._free.discard(slot)
         try:
-            events = carry_out(plan, task, self._host, f"slot-{slot}-{next(self._names)}")
-            try:
-                async for event in events:
-                    yield event
-            finally:
-                await events.aclose()
+            name = f"slot-{slot}-{next(self._names)}"
+            async with aclosing(carry_out(plan, task, self._host, name, spool)) as batches:
+                async for events in batches:
+                    yield events
         finally:
             self._free.add(slot)
 
@@ -70,34 +85,41 @@ class Sandbox:
 
 
 def check_task(task: Task) -> None:
-    """Raises `Refused` where a task can't be run at all."""
+    """Raises `Refused` where a task can't be run at all. Its inputs are looked at when it runs."""
     if not 0 < task.count <= MAX_SEGMENTS or not 0 <= task.first < 2**32 - task.count:
         raise Refused(f"segments {task.first} + {task.count} are out of range", rule="sandbox.range")
     if task.kind == Kind.RUN and (task.first, task.count) != (0, 1):
         raise Refused("a run is one segment", rule="sandbox.range")
-    if task.entry == Entry.SCRIPT and task.kind != Kind.RUN:
-        raise Refused(f"a script is a run; a {task.kind} needs a function", rule="sandbox.entry")
-    if task.kind == Kind.MAP:
+    if task.entry != Entry.FUNCTION and task.kind != Kind.RUN and not task.function:
+        raise Refused(f"a {task.kind} of a {task.entry} names no function", rule="sandbox.entry")
+    if task.entry == Entry.FOLDER:
         try:
-            held = len(values.split(task.inputs))
-        except values.BadValue as error:
-            raise Refused(f"the inputs of a map are a packed list: {error}", rule="sandbox.inputs") from error
-        if held < task.first + task.count:
-            raise Refused(f"segment {task.first + task.count - 1} of {held} items", rule="sandbox.inputs")
+            files = folders.unpack_folder(task.code)
+        except BadValue as error:
+            raise Refused(f"the code is no folder: {error}", rule="sandbox.folder") from error
+        if MAIN not in files:
+            raise Refused(f"the folder has no {MAIN}, which is the script that is run", rule="sandbox.folder")
 
 
-async def carry_out(plan: Plan, task: Task, host: HostAbilities, name: str) -> AsyncGenerator[SandboxEvent, None]:
-    """Carries out a plan. `Sandbox.run` is the production path to it; tests give it plans with one guard less."""
-    flight = Flight(plan, task, host.cgroup, name)
+async def carry_out(
+    plan: Plan, task: Task, host: HostAbilities, name: str, spool: Path
+) -> AsyncGenerator[list[SandboxEvent], None]:
+    """Carries out a plan. `Sandbox.batches` is the production path to it; tests give it plans with one guard less."""
+    inputs = Inputs(task)
+    flight = Flight(plan, task, inputs, spool, host.cgroup, name)
     flying = asyncio.create_task(flight.fly(), name=f"sandbox {name}")
+    ended = False
     try:
-        while True:
-            event = await flight.events.get()
-            yield event
-            if isinstance(event, Ended):
-                break
+        while not ended:
+            events = await flight.collect()
+            ended = isinstance(events[-1], Ended)
+            yield events
     finally:
-        await _settle(flight, flying)
+        try:
+            await _settle(flight, flying)
+        finally:
+            flight.discard()
+            await inputs.close()
 
 
 async def _settle(flight: Flight, flying: asyncio.Task[None]) -> None:

@@ -1,7 +1,7 @@
 """One job in its sandbox, from launch to the last trace gone.
 
-Events go into a queue as they happen. What ends a job is decided by the first limit it passes, or else by how it ended
-(`verdict.py`). Not here: the plan (`plan.py`), the reading of frames (`frames.py`), the sums (`account.py`).
+What ends a job is decided by the first limit it passes, or else by how it ended (`verdict.py`). Not here: the plan
+(`plan.py`), and what is heard of the job while it runs (`hearing.py`).
 """
 
 from __future__ import annotations
@@ -12,57 +12,73 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from chain.ledger.terms.outcome import Cause
-from provider.sandbox.account import Account
 from provider.sandbox.cgroups import Cgroup, CgroupTree, Reading
-from provider.sandbox.frames import Begun, Closed, Finished, FrameParser, Parsed, StreamBroken, TooMuchOutput
+from provider.sandbox.hearing import Hearing
+from provider.sandbox.inputs import Inputs
 from provider.sandbox.inside import wire
 from provider.sandbox.launch import Launched, launch
 from provider.sandbox.meter import CgroupMeter, Meter, TreeMeter
 from provider.sandbox.plan import Plan
-from provider.sandbox.spec import MAX_ERROR_BYTES, Ended, LogChunk, SandboxEvent, Started, Task
+from provider.sandbox.spec import Ended, SandboxEvent, SegmentDone, Started, Task
+from provider.sandbox.spool import Spool
 from provider.sandbox.streams import read_available, write_available
-from provider.sandbox.verdict import Evidence, judge
+from provider.sandbox.verdict import judge
 
-__all__ = ["Flight"]
+__all__ = ["Flight", "discard"]
 
-_TICK_S: Final = 0.02
-"""How often usage is looked at: a job passes its CPU limit by at most this much per core."""
 _SETUP_S: Final = 10.0
 """Bubblewrap takes 10 ms to set up; a host that needs this long is not going to."""
 _GONE_S: Final = 30.0
 """A killed process leaves within milliseconds; giving back a full memory may take seconds."""
 _PAUSE_S: Final = 0.001
-_CPU_SLACK_US: Final = 50_000
-"""Without a cgroup CPU time is told in ticks of 10 ms, and a look is up to one tick of ours old."""
 _MAX_INFO: Final = 4096
 
 
 class Flight:
-    """Carries out one plan for one task. `events` ends with `Ended`; `stop` ends it early."""
+    """Carries out one plan for one task. `collect` gives its events, `Ended` last; `stop` ends it early. `spool` is the
+    folder for long outputs.
+    """
 
-    def __init__(self, plan: Plan, task: Task, tree: CgroupTree | None, name: str) -> None:
-        self.events: asyncio.Queue[SandboxEvent] = asyncio.Queue()
-        self._plan, self._task, self._tree, self._name = plan, task, tree, name
+    def __init__(self, plan: Plan, task: Task, inputs: Inputs, spool: Path, tree: CgroupTree | None, name: str) -> None:
+        self._plan, self._task, self._inputs, self._tree, self._name = plan, task, inputs, tree, name
         self._loop = asyncio.get_running_loop()
+        self._events: list[SandboxEvent] = []
+        self._heard = asyncio.Event()
         self._launched: Launched | None = None
         self._group: Cgroup | None = None
         self._meter: Meter | None = None
         self._info = b""
         self._init = -1
         self._verdict: tuple[Cause, str] | None = None
-        self._next = task.first
-        self._end_index = task.first + task.count
-        self._failed = False
-        self._closed: Closed | None = None
         self._gone = asyncio.Event()
-        self._parser = FrameParser(
-            task.first, task.count, output_bytes=plan.caps.output_bytes, error_bytes=MAX_ERROR_BYTES
-        )
-        self._account = Account(task)
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._hearing = Hearing(task, plan.caps, inputs, Spool(spool, name), self._say, self._end)
+        self._account = self._hearing.account
+
+    async def collect(self) -> list[SandboxEvent]:
+        """All events since the last call, at least one."""
+        await self._heard.wait()
+        self._heard.clear()
+        events = [await self._complete(one) if isinstance(one, SegmentDone) else one for one in self._events[:]]
+        del self._events[: len(events)]
+        if self._events:
+            self._heard.set()
+        return events
+
+    async def _complete(self, done: SegmentDone) -> SegmentDone:
+        if done.input_digest:
+            return done
+        return msgspec.structs.replace(done, input_digest=await self._inputs.hash(done.index))
+
+    def discard(self) -> None:
+        """Removes the outputs of segments that were not collected."""
+        discard(self._events)
 
     async def fly(self) -> None:
         """Runs the job to its end. Nothing of it is left when this returns, also when it is cancelled."""
@@ -78,7 +94,8 @@ class Flight:
             try:
                 await self._tear_down()
             finally:
-                self.events.put_nowait(self._make_ended())
+                self._hearing.discard()
+                self._say(self._make_ended())
 
     def stop(self, why: str) -> None:
         """Ends the job, if it has not ended by itself."""
@@ -90,7 +107,7 @@ class Flight:
         plan = self._plan
         if plan.cgroup is not None and self._tree is not None:
             self._group = self._tree.create(self._name, plan.cgroup)
-        self._launched = launched = launch(plan)
+        self._launched = launched = launch(plan, self._inputs.file)
         self._loop.add_reader(launched.pidfd, self._gone.set)
         pid = await self._read_info(launched)
         if self._group is not None:
@@ -98,10 +115,11 @@ class Flight:
             await asyncio.to_thread(self._group.add, pid)
         self._meter = CgroupMeter(self._group) if self._group is not None else TreeMeter(pid)
         instant = time.time_ns() // 1_000_000
-        self._account.begin(self._loop.time() * 1000, instant)
-        self.events.put_nowait(Started(instant))
+        self._say(Started(instant))
+        self._inputs.begin_hashing()
         if self._verdict is None:
-            self._watch(launched)
+            self._hand_over(launched)
+            self._hearing.begin(launched, self._meter, instant)
         else:
             self._kill()
 
@@ -131,52 +149,23 @@ class Flight:
         finally:
             self._loop.remove_reader(descriptor)
 
-    def _watch(self, launched: Launched) -> None:
-        ends = launched.ends
+    def _hand_over(self, launched: Launched) -> None:
         task = self._task
         header: dict[str, object] = {
             "kind": task.kind.value,
             "entry": task.entry.value,
+            "function": task.function,
             "order_id": task.order_id,
             "first": task.first,
             "count": task.count,
             "seed": task.seed,
+            "output_bytes": self._plan.caps.output_bytes,
             "rlimits": [[one.name, one.soft, one.hard] for one in self._plan.rlimits],
         }
-        self._unsent = memoryview(wire.encode_task(header, task.code, task.inputs))
-        self._loop.add_writer(ends["task"], self._on_task)
-        self._loop.add_reader(ends["frames"], self._on_frames)
-        self._loop.add_reader(ends["out"], self._on_log, "out")
-        self._loop.add_reader(ends["err"], self._on_log, "err")
-        self._arm_wall()
-        self._tick()
+        self._unsent = memoryview(wire.encode_task(header, task.code))
+        self._loop.add_writer(launched.ends["task"], self._on_task)
 
     # ---- while it runs ----
-
-    def _arm_wall(self) -> None:
-        limit = self._plan.caps.wall_ms
-        if "wall" in self._timers:
-            self._timers["wall"].cancel()
-        if limit is not None:
-            why = f"wall time of {limit} ms used up"
-            self._timers["wall"] = self._loop.call_later(limit / 1000, self._end, Cause.WALL, why)
-
-    def _tick(self) -> None:
-        self._timers["tick"] = self._loop.call_later(_TICK_S, self._tick)
-        self._look()
-
-    def _look(self) -> None:
-        """Reads the meter and holds it against the limits."""
-        if self._meter is None or self._verdict is not None:
-            return
-        self._account.reading = reading = self._meter.read()
-        caps = self._plan.caps
-        if reading.oom_kills:
-            self._end(Cause.OOM, f"out of memory; peak {reading.peak_bytes} bytes")
-        elif caps.polled_bytes is not None and reading.peak_bytes > caps.polled_bytes:
-            self._end(Cause.OOM, f"out of memory; peak {reading.peak_bytes} bytes of {caps.polled_bytes}")
-        elif caps.cpu_ms is not None and self._account.get_segment_cpu_us() >= caps.cpu_ms * 1000:
-            self._end(Cause.CPU, f"CPU time of {caps.cpu_ms} ms used up")
 
     def _on_task(self) -> None:
         launched = self._launched
@@ -187,79 +176,9 @@ class Flight:
             self._loop.remove_writer(launched.ends["task"])
             launched.close("task")
 
-    def _on_log(self, stream: str) -> bool:
-        """Takes what was logged; whether there was something."""
-        launched = self._launched
-        if launched is None or stream not in launched.ends:
-            return False
-        data, closed = read_available(launched.ends[stream])
-        if closed:
-            self._loop.remove_reader(launched.ends[stream])
-            launched.close(stream)
-        cap = self._plan.caps.log_bytes
-        if cap is not None and self._account.log_bytes + len(data) > cap:
-            data = data[: max(0, cap - self._account.log_bytes)]
-            self._end(Cause.LOG, f"more than {cap} bytes of log")
-        self._account.count_log(len(data))
-        if data:
-            self.events.put_nowait(LogChunk(stream, data))
-        return bool(data)
-
-    def _on_frames(self) -> bool:
-        """Takes what the harness says; whether there was something."""
-        launched = self._launched
-        if launched is None or "frames" not in launched.ends:
-            return False
-        data, closed = read_available(launched.ends["frames"])
-        if closed:
-            self._loop.remove_reader(launched.ends["frames"])
-            launched.close("frames")
-        if self._verdict is not None:
-            return bool(data)
-        try:
-            for parsed in self._parser.feed(data):
-                self._take(parsed)
-        except TooMuchOutput as error:
-            self._end(Cause.OUTPUT, error.message)
-        except StreamBroken as error:
-            self._end(Cause.OUTPUT, f"the job meddled with the result stream: {error.message}")
-        return bool(data)
-
-    def _take(self, parsed: Parsed) -> None:
-        if self._verdict is not None or isinstance(parsed, Begun):
-            return
-        if isinstance(parsed, Closed):
-            self._closed = parsed
-            return
-        for stream in ("out", "err"):  # what was written before the end of the segment belongs before it
-            while self._on_log(stream) and self._verdict is None:
-                pass
-        self._look()
-        if self._verdict is None:
-            self._finish_segment(parsed)
-
-    def _finish_segment(self, done: Finished) -> None:
-        cap = self._plan.caps.output_count
-        cause, detail = judge(done.outcome, done.number, self._get_evidence())
-        if cap is not None and done.index - self._task.first >= cap:
-            cause, detail = Cause.OUTPUT, f"more than {cap} outputs"
-        self._report(done.index, cause, detail, done.output, done.error)
-        self._failed = cause != Cause.OK
-        if self._failed or self._next == self._end_index:
-            self._end(cause, detail)  # nothing a job does after its last segment is of use to anybody
-        else:
-            self._arm_wall()
-
-    def _report(self, index: int, cause: Cause, detail: str, output: bytes = b"", error: bytes = b"") -> None:
-        self._next = index + 1
-        text = error.decode("utf-8", "replace") or detail
-        self.events.put_nowait(self._account.close_segment(index, cause, output, text, self._loop.time() * 1000))
-
-    def _get_evidence(self) -> Evidence:
-        reading = self._account.reading
-        limit = self._plan.caps.cpu_ms
-        spent = limit is not None and self._account.get_segment_cpu_us() >= limit * 1000 - _CPU_SLACK_US
-        return Evidence(reading.oom_kills, reading.peak_bytes, spent, self._group is not None)
+    def _say(self, event: SandboxEvent) -> None:
+        self._events.append(event)
+        self._heard.set()
 
     # ---- the end ----
 
@@ -267,6 +186,7 @@ class Flight:
         """The first reason counts. Kills the job, if it stands."""
         if self._verdict is None:
             self._verdict = (cause, detail)
+        self._hearing.stop()
         self._kill()
 
     def _kill(self) -> None:
@@ -274,14 +194,14 @@ class Flight:
             _signal(self._init)
 
     async def _tear_down(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
         launched = self._launched
         if launched is not None:
             await self._await_gone(launched)
         await self._clear_group()
         if launched is not None:
-            self._drain(launched)
+            if "task" in launched.ends:
+                self._loop.remove_writer(launched.ends["task"])
+            await self._hearing.finish(launched)
             self._reap(launched)
         self._settle()
         if self._group is not None:
@@ -323,18 +243,6 @@ class Flight:
                 return
             await asyncio.sleep(_PAUSE_S)
 
-    def _drain(self, launched: Launched) -> None:
-        """Takes what is left in the pipes, then closes them: whoever still holds the other end is none of ours."""
-        for name in ("task", "frames", "out", "err"):
-            if name in launched.ends:
-                self._loop.remove_reader(launched.ends[name])
-                self._loop.remove_writer(launched.ends[name])
-        while self._on_frames():
-            pass
-        for stream in ("out", "err"):
-            while self._on_log(stream):
-                pass
-
     def _reap(self, launched: Launched) -> None:
         """Collects bubblewrap's exit status and the kernel's figures."""
         _, status, rusage = os.wait4(launched.process.pid, 0)
@@ -354,15 +262,15 @@ class Flight:
         if self._verdict is None:
             self._verdict = self._judge_end()
         cause, detail = self._verdict
-        if cause not in (Cause.OK, Cause.HOST) and not self._failed:
-            self._report(self._next, cause, detail)
+        if cause not in (Cause.OK, Cause.HOST) and not self._hearing.failed:
+            self._hearing.report(cause, detail)
 
     def _judge_end(self) -> tuple[Cause, str]:
-        evidence = self._get_evidence()
-        if self._closed is not None and self._closed.outcome != wire.OK:
-            return judge(self._closed.outcome, self._closed.number, evidence)
+        evidence, closed = self._hearing.get_evidence(), self._hearing.closed
+        if closed is not None and closed.outcome != wire.OK:
+            return judge(closed.outcome, closed.number, evidence)
         code = self._launched.process.returncode if self._launched is not None else 0
-        if self._closed is not None:
+        if closed is not None:
             return judge(wire.EXITED, 0, evidence)
         if evidence.oom_kills or code > 128:  # bubblewrap tells process 1's signal as 128 + its number
             return judge(wire.SIGNALED, code - 128, evidence)
@@ -373,6 +281,13 @@ class Flight:
     def _make_ended(self) -> Ended:
         cause, detail = self._verdict or (Cause.HOST, "")
         return Ended(cause, self._account.get_total(self._loop.time() * 1000), detail, self._plan.level)
+
+
+def discard(events: Iterable[SandboxEvent]) -> None:
+    """Removes the long outputs of segments that nobody takes."""
+    for event in events:
+        if isinstance(event, SegmentDone) and event.spooled is not None:
+            event.spooled.unlink(missing_ok=True)
 
 
 def _signal(pidfd: int) -> None:

@@ -2,20 +2,35 @@
 
 Pure. The job may have taken over the harness (threats.md 1.3, trap 6), so order, sizes and counts are checked here:
 segments one after the other from the first, at most so many, each begun once and ended once, output and error text
-within their caps. Not here: what an outcome means for the receipt (`flight.py`).
+within their caps. An output beyond `HELD_BYTES` is given as it comes. Not here: where that is kept (`spool.py`), and
+what an outcome means for the receipt (`hearing.py`).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from chain.base.errors import Refused
 from provider.sandbox.inside import wire
 
-__all__ = ["Begun", "Closed", "Finished", "FrameParser", "Parsed", "StreamBroken", "TooMuchOutput"]
+__all__ = [
+    "HELD_BYTES",
+    "Begun",
+    "Closed",
+    "Finished",
+    "FrameParser",
+    "Parsed",
+    "Spilled",
+    "StreamBroken",
+    "TooMuchOutput",
+]
+
+HELD_BYTES: Final = 1 << 18
+"""Bytes of one segment's output that are held in memory."""
 
 
 class StreamBroken(Refused):
@@ -32,8 +47,17 @@ class Begun(msgspec.Struct, frozen=True):
     index: int
 
 
+class Spilled(msgspec.Struct, frozen=True):
+    """More of an output that is too long to be held: all of it comes so, part by part."""
+
+    index: int
+    data: bytes
+
+
 class Finished(msgspec.Struct, frozen=True):
-    """A segment is said to be over. `outcome` and `number` as in `inside.wire`."""
+    """A segment is said to be over. `outcome` and `number` as in `inside.wire`; `output` is empty where it was
+    spilled.
+    """
 
     index: int
     outcome: int
@@ -49,17 +73,20 @@ class Closed(msgspec.Struct, frozen=True):
     number: int
 
 
-Parsed = Begun | Finished | Closed
+Parsed = Begun | Spilled | Finished | Closed
 
 
 class FrameParser:
-    """Takes bytes as they come, gives what they say. Holds at most one segment's output, error text and one frame."""
+    """Takes bytes as they come, gives what they say. Holds at most `HELD_BYTES` of one segment's output, its error text
+    and one frame.
+    """
 
     def __init__(self, first: int, count: int, *, output_bytes: int | None, error_bytes: int) -> None:
         self._next = first
         self._end = first + count
         self._caps = {wire.OUTPUT: output_bytes, wire.ERROR: error_bytes}
         self._held = {wire.OUTPUT: bytearray(), wire.ERROR: bytearray()}
+        self._spilled = 0
         self._buffer = bytearray()
         self._open = False
         self._closed = False
@@ -115,13 +142,20 @@ class FrameParser:
         self._open = True
         return Begun(index)
 
-    def _hold(self, kind: int, payload: bytes) -> None:
+    def _hold(self, kind: int, payload: bytes) -> Spilled | None:
         if not self._open:
             raise StreamBroken("output outside a segment", rule="sandbox.order")
         held, cap = self._held[kind], self._caps[kind]
-        if cap is not None and len(held) + len(payload) > cap:
+        spilled = self._spilled if kind == wire.OUTPUT else 0
+        if cap is not None and spilled + len(held) + len(payload) > cap:
             raise TooMuchOutput(f"more than {cap} bytes of output", rule="sandbox.output")
         held += payload
+        if kind != wire.OUTPUT or (not spilled and len(held) <= HELD_BYTES):
+            return None
+        data = bytes(held)
+        held.clear()
+        self._spilled += len(data)
+        return Spilled(self._next, data)
 
     def _done(self, kind: int, payload: bytes) -> Finished:
         index, outcome, number = wire.OUTCOME.unpack(payload)
@@ -131,6 +165,7 @@ class FrameParser:
         for held in self._held.values():
             held.clear()
         self._open = False
+        self._spilled = 0
         self._next += 1
         return Finished(index, outcome, number, output, error)
 

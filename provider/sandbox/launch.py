@@ -48,11 +48,15 @@ def _get_filter(arch: str, memfd: bool, unfiltered: tuple[str, ...]) -> bytes:
     return assemble(build_filter(arch, memfd=memfd, without=frozenset(unfiltered)))
 
 
-def launch(plan: Plan) -> Launched:
-    """Starts the plan's bubblewrap; process 1 waits for its task. Raises OSError where it can't be started."""
+def launch(plan: Plan, file: int) -> Launched:
+    """Starts the plan's bubblewrap; process 1 waits for its task. `file` is a descriptor of the inputs that can only be
+    read; it stays the caller's. Raises OSError where nothing can be started.
+    """
     theirs: dict[str, int] = {}
     ours: dict[str, int] = {}
     try:
+        theirs["file"] = os.dup(file)
+        theirs["inputs"] = os.memfd_create("inputs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         for name in ("args", "seccomp", "task"):
             theirs[name], ours[name] = os.pipe()
         for name in ("info", "frames", "out", "err"):
@@ -87,7 +91,7 @@ def _spawn(plan: Plan, theirs: dict[str, int], ours: dict[str, int]) -> subproce
         stdin=subprocess.DEVNULL,
         stdout=theirs["out"],
         stderr=theirs["err"],
-        pass_fds=tuple(theirs[name] for name in ("args", "seccomp", "task", "info", "frames")),
+        pass_fds=tuple(theirs[name] for name in ("args", "seccomp", "task", "info", "frames", "file", "inputs")),
         env=dict(plan.launcher_environment),
         cwd="/",
         user=plan.uid,

@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from broker.protocol import folders
+from broker.protocol.jobs import Entry
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.runtimes import RuntimeImage
 from provider.sandbox.spec import Limits, Task
@@ -89,7 +91,9 @@ class Plan(msgspec.Struct, frozen=True):
         ("args", "read by bubblewrap: its options, so that no host path stands in a command line"),
         ("seccomp", "read by bubblewrap: the filter"),
         ("info", "written by bubblewrap: process 1 as the host sees it; read to its end and kept open"),
-        ("task", "read by process 1: code and inputs, written once the cgroup and the pidfd are in place"),
+        ("task", "read by process 1: the code, written once the cgroup and the pidfd are in place"),
+        ("file", "read by process 1: the host's file of inputs, closed before any code of the job is there"),
+        ("inputs", "nameless memory: process 1 copies the file there and seals it; the job reads it"),
         ("frames", "written by the runner: segments and their outputs"),
     )
     teardown: tuple[str, ...] = (
@@ -145,7 +149,8 @@ def build_plan(image: RuntimeImage, host: HostAbilities, task: Task, slot: int) 
         flags=(
             *_isolate(),
             *(Flag("environment-set", ("--setenv", name, value)) for name, value in environment),
-            *_mount(image, limits, proc=host.proc),
+            Flag("start", ("--setenv", "LD_BIND_NOW", "1")),
+            *_mount(image, limits, measure_code(task), proc=host.proc),
         ),
         command=(
             f"/py/bin/python{image.python}",
@@ -157,11 +162,13 @@ def build_plan(image: RuntimeImage, host: HostAbilities, task: Task, slot: int) 
             _ENTRY,
             "@task",
             "@frames",
+            "@file",
+            "@inputs",
             task.entry.value,
         ),
         memfd=guarded,
         unfiltered=(),
-        rlimits=_limit(limits, guarded=guarded),
+        rlimits=_limit(limits, measure_code(task), guarded=guarded),
         cgroup=CgroupLimits(limits.memory_bytes, limits.processes + HARNESS_PROCESSES, limits.millicores)
         if guarded
         else None,
@@ -177,8 +184,19 @@ def build_plan(image: RuntimeImage, host: HostAbilities, task: Task, slot: int) 
     )
 
 
+def measure_code(task: Task) -> int:
+    """Bytes that the files of a folder take in /job, beside what the job may write there. Raises `BadValue` where it is
+    no folder whose files can be written.
+    """
+    if task.entry != Entry.FOLDER:
+        return 0
+    files = folders.unpack_folder(task.code)
+    return sum(-(-len(data) // _PAGE) * _PAGE + name.count("/") * _PAGE for name, data in files.items())
+
+
 def build_environment(task: Task) -> tuple[tuple[str, str], ...]:
-    """All the environment a job has. The hash seed can only be set before Python starts, so it is one per order, not
+    """All the environment a job has; `LD_BIND_NOW`, which spares each fork the search for symbols, is taken out before
+    it runs. The hash seed can only be set before Python starts, so it is one per order, not
     per segment.
     """
     seed = hashlib.sha256(b"hash" + task.order_id + task.seed.to_bytes(8, "big")).digest()
@@ -216,7 +234,7 @@ def _isolate() -> list[Flag]:
     ]
 
 
-def _mount(image: RuntimeImage, limits: Limits, *, proc: bool) -> list[Flag]:
+def _mount(image: RuntimeImage, limits: Limits, code: int, *, proc: bool) -> list[Flag]:
     """What the job sees as files. The root is bubblewrap's own tmpfs and is made read-only last: it would take half of
     all memory.
     """
@@ -228,7 +246,7 @@ def _mount(image: RuntimeImage, limits: Limits, *, proc: bool) -> list[Flag]:
         Flag("devices", ("--tmpfs", "/dev")),
         *(Flag("devices", ("--dev-bind", f"/dev/{name}", f"/dev/{name}")) for name in _DEVICES),
         Flag("devices", ("--size", str(max(_PAGE, limits.shm_bytes)), "--perms", "1777", "--tmpfs", "/dev/shm")),
-        Flag("job", ("--size", str(max(_PAGE, limits.tmp_bytes)), "--perms", "0700", "--tmpfs", "/job")),
+        Flag("job", ("--size", str(max(_PAGE, limits.tmp_bytes + code)), "--perms", "0700", "--tmpfs", "/job")),
         Flag("job", ("--symlink", "job", "/tmp", "--chdir", "/job")),
     ]
     if proc:
@@ -244,14 +262,15 @@ def _mount(image: RuntimeImage, limits: Limits, *, proc: bool) -> list[Flag]:
     return [*flags, Flag("read-only", ("--remount-ro", "/dev")), Flag("read-only", ("--remount-ro", "/"))]
 
 
-def _limit(limits: Limits, *, guarded: bool) -> tuple[Rlimit, ...]:
+def _limit(limits: Limits, code: int, *, guarded: bool) -> tuple[Rlimit, ...]:
     seconds = -(-limits.cpu_ms // 1000)
     processes = limits.processes + HARNESS_PROCESSES
+    longest = max(limits.tmp_bytes, limits.shm_bytes, code)
     rows = [
         Rlimit("forks", "RLIMIT_NPROC", processes, processes),
         Rlimit("files", "RLIMIT_NOFILE", limits.open_files, limits.open_files),
         Rlimit("cpu", "RLIMIT_CPU", seconds, seconds + 1),
-        Rlimit("job", "RLIMIT_FSIZE", max(limits.tmp_bytes, limits.shm_bytes), max(limits.tmp_bytes, limits.shm_bytes)),
+        Rlimit("job", "RLIMIT_FSIZE", longest, longest),
         Rlimit("signals", "RLIMIT_SIGPENDING", _SIGNALS, _SIGNALS),
         Rlimit("core", "RLIMIT_CORE", 0, 0),
         Rlimit("memory", "RLIMIT_MEMLOCK", 0, 0),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -89,7 +90,7 @@ if os.path.isdir("/proc/self"):
     attempt("see other processes", lambda: 1 / (len([n for n in os.listdir("/proc") if n.isdigit()]) > 3))
     own = b"PATH=/py/bin\\0"
     attempt("see the daemon's environment", lambda: 1 / (own not in open("/proc/1/environ", "rb").read()))
-    usual = ("/dev/null", "pipe:", "/proc/")
+    usual = ("/dev/null", "pipe:", "/proc/", "/memfd:inputs")
     for name in os.listdir("/proc/self/fd"):
         attempt("reach open file " + name, lambda: 1 / (not os.readlink("/proc/self/fd/" + name).startswith(usual)))
 """
@@ -135,6 +136,13 @@ async def probe(
 
 async def _try_canary(image: RuntimeImage, host: HostAbilities) -> str | None:
     """Runs the canary job; what is wrong, or None."""
+    with tempfile.TemporaryDirectory(prefix="tallystick-probe-") as folder:
+        inputs = Path(folder, "inputs")
+        inputs.write_bytes(values.pack(((), {})))
+        return await _judge_canary(image, host, inputs)
+
+
+async def _judge_canary(image: RuntimeImage, host: HostAbilities, inputs: Path) -> str | None:
     task = Task(
         kind=Kind.RUN,
         order_id=bytes(32),
@@ -142,12 +150,14 @@ async def _try_canary(image: RuntimeImage, host: HostAbilities) -> str | None:
         count=1,
         code=_CANARY.encode(),
         entry=Entry.SCRIPT,
-        inputs=values.pack(((), {})),
+        function="",
+        inputs=inputs,
         limits=_LIMITS,
     )
     broken: list[str] | None = None
     said = ""
-    async for event in carry_out(build_plan(image, host, task, 0), task, host, "canary"):
+    stay = carry_out(build_plan(image, host, task, 0), task, host, "canary", inputs.parent)
+    for event in [event async for events in stay for event in events]:
         if isinstance(event, SegmentDone) and event.cause == Cause.OK:
             broken = values.unpack(event.output)
         elif isinstance(event, SegmentDone):

@@ -51,7 +51,13 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 _HARNESS: Final = (
     *sorted(path.relative_to(_ROOT).as_posix() for path in (Path(__file__).parent / "inside").glob("*.py")),
 )
-_VALUES: Final = "broker/protocol/values.py"
+_WORDS: Final = tuple(
+    f"broker/protocol/{name}.py"
+    for name in ("arrays", "containers", "folders", "refusals", "reporting", "tables", "values")
+)
+"""What the harness and jobs share with the outside."""
+_REQUESTER: Final = b"""'What of the client library a job can use.'\nfrom broker.protocol.reporting import report\n"""
+"""A script may import what it imports at home."""
 _INITS: Final = (
     "provider/__init__.py",
     "provider/sandbox/__init__.py",
@@ -145,8 +151,9 @@ def _plan_entries(packages: tuple[str, ...]) -> Entries:
         entries |= _list_tree(dynload, f"py/lib/{version}/lib-dynload", skip=frozenset())
     for name in packages:
         entries |= _list_distribution(name, "sp")
-    entries |= {f"sp/{name}": _ROOT / name for name in (*_HARNESS, _VALUES)}
+    entries |= {f"sp/{name}": _ROOT / name for name in (*_HARNESS, *_WORDS)}
     entries |= dict.fromkeys((f"sp/{name}" for name in _INITS), b"")
+    entries["sp/requester/__init__.py"] = _REQUESTER
     binaries = [path for path in entries.values() if isinstance(path, Path) and _is_binary(path)]
     entries |= {f"lib/{name}": path for name, path in find_libraries(binaries).items()}
     try:
@@ -249,5 +256,5 @@ def _compile_harness(made: Path) -> None:
     """Compiled ahead: the image is read-only, and compiling at each start would cost 10 ms."""
     import compileall  # only at build time
 
-    for part in ("provider", "broker"):
+    for part in ("provider", "broker", "requester"):
         compileall.compile_dir(made / "sp" / part, quiet=2, stripdir=str(made), prependdir="/")

@@ -6,6 +6,7 @@ Pure data. Rules: design.md sections 2 and 6. Not here: how a limit is enforced 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -60,9 +61,11 @@ class Limits(msgspec.Struct, frozen=True):
 class Task(msgspec.Struct, frozen=True):
     """One stay in a sandbox: segments `first` to `first + count - 1` of one order.
 
-    `code` is a cloudpickled function or the source of a script. `inputs` is a packed value (`broker.protocol.values`):
-    `(args, kwargs)` for a `run`; all items of the order for a `map` (segment i takes item i); the state before segment
-    `first` for a `train`.
+    `code` is what `entry` says: a cloudpickled function, the source of a script, a packed folder
+    (`broker.protocol.folders`). `function` names what a script or folder of a `map` or `train` defines. `inputs` is a
+    file that holds a packed value (`broker.protocol.values`): `(args, kwargs)` for a `run`; the packed list of all
+    items of the order for a `map` (segment i takes item i); the state before segment `first` for a `train`. Nobody may
+    change it while the task runs.
     """
 
     kind: Kind
@@ -71,7 +74,8 @@ class Task(msgspec.Struct, frozen=True):
     count: int
     code: bytes
     entry: Entry
-    inputs: bytes
+    function: str
+    inputs: Path
     limits: Limits
     seed: int = 0
 
@@ -90,16 +94,22 @@ class LogChunk(msgspec.Struct, frozen=True):
 
 
 class SegmentDone(msgspec.Struct, frozen=True):
-    """A segment is over, well or not. `output` is a packed value as received, empty unless `cause` is ok.
+    """A segment is over, well or not.
 
-    `error` is the end of the traceback where the program failed (hostile text, at most `MAX_ERROR_BYTES`).
-    `input_digest` is the SHA-256 of the packed input, `started_ms` an Instant.
+    Its output is a packed value as received and counts only where `cause` is ok: up to `frames.HELD_BYTES` stand in
+    `output`, a larger one lies in the file `spooled`, which belongs to whoever takes this event and is not yet synced.
+    `output_digest` (SHA-256) and `output_bytes` are of either. `error` is the end of the traceback where the program
+    failed (hostile text, at most `MAX_ERROR_BYTES`). `input_digest` is the SHA-256 of the packed input, `started_ms` an
+    Instant.
     """
 
     index: int
     cause: Cause
     input_digest: bytes
     output: bytes
+    spooled: Path | None
+    output_digest: bytes
+    output_bytes: int
     error: str
     usage: Usage
     started_ms: int

@@ -11,7 +11,10 @@ import resource
 import signal
 import sys
 
-from provider.sandbox.inside import runner, wire
+from provider.sandbox.inside import wire
+from provider.sandbox.inside.forks import fork_bare, import_withheld
+from provider.sandbox.inside.given import take_over
+from provider.sandbox.inside.runner import Runner
 
 TYPE_CHECKING = False  # typing costs 5 ms at each start
 if TYPE_CHECKING:
@@ -19,24 +22,29 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Entry point: `argv[1]` is the descriptor of the task, `argv[2]` of the frames, `argv[3]` what the code is."""
-    source, sink = int(sys.argv[1]), int(sys.argv[2])
+    """Entry point: `argv` names the descriptors of task, frames, the host's file of inputs and the nameless memory they
+    go to, then what the code is.
+    """
+    source, sink, file, memory = map(int, sys.argv[1:5])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would make process 1 killable by SIGINT
-    if sys.argv[3] == "function":
-        import cloudpickle  # noqa: F401  # 25 ms, most of which pass before the task comes
+    os.environ.pop("LD_BIND_NOW", None)
+    if sys.argv[5] == "function":
+        import_withheld("cloudpickle")  # 25 ms, most of which pass before the task comes
     try:
         task = wire.read_task(source)
     except EOFError:
         os._exit(0)  # the host went away before it gave the task
     os.close(source)
+    take_over(file, memory)
     _limit(task["rlimits"])
     alone = os.getpid() == 1
-    pid = os.fork()
+    pid = fork_bare()
     if pid == 0:
-        runner.run(task, sink, alone=alone)
+        Runner(task, sink, alone=alone).run(memory)
+    os.close(memory)
     ended = _wait_for(pid)
     try:
-        wire.send(sink, wire.CLOSED, wire.CLOSING.pack(*wire_status(ended)))
+        wire.write_all(sink, wire.frame(wire.CLOSED, wire.CLOSING.pack(*wire_status(ended))))
     except OSError:
         pass  # the job, whose loading shares this stream, made it non-blocking and full: our leaving says as much
     os._exit(0)

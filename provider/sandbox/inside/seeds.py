@@ -1,5 +1,5 @@
 """Fixes the chance a job can meet: `random`, NumPy's global generator and torch, seeded per segment (design.md section
-2).
+2); tells `reporting` which segment that is.
 
 A module that is imported later is seeded right after its import. Generators the job makes from the kernel's entropy
 (`os.urandom`, `numpy.random.default_rng()` without a seed) stay unfixed: such a job can't be replayed.
@@ -27,19 +27,31 @@ def derive(order_id: bytes, index: int, seed: int) -> bytes:
     return digest
 
 
-def _seed_random(module: Any, digest: bytes) -> None:
+def _seed_random(module: Any, digest: bytes, index: int) -> None:
     module.seed(int.from_bytes(digest, "big"))
 
 
-def _seed_numpy(module: Any, digest: bytes) -> None:
+def _seed_numpy(module: Any, digest: bytes, index: int) -> None:
     module.seed([int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)])
 
 
-def _seed_torch(module: Any, digest: bytes) -> None:
+def _seed_torch(module: Any, digest: bytes, index: int) -> None:
     module.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-_SEEDERS = {"random": _seed_random, "numpy.random": _seed_numpy, "torch": _seed_torch}
+def _name_segment(module: Any, digest: bytes, index: int) -> None:
+    module.set_segment(index)
+
+
+LOADING = 2**64 - 1
+"""Index under which the loading of the code is seeded: no segment has it."""
+_SEEDERS = {
+    "random": _seed_random,
+    "numpy.random": _seed_numpy,
+    "torch": _seed_torch,
+    "broker.protocol.reporting": _name_segment,
+}
+"""What is done to each module that must know its segment, called with module, digest and index."""
 
 
 class Seeder:
@@ -47,15 +59,19 @@ class Seeder:
     `sys.meta_path`.
     """
 
-    def __init__(self) -> None:
-        self._digest = bytes(32)
+    def __init__(self, order_id: bytes, seed: int) -> None:
+        self._order_id, self._seed = order_id, seed
+        self._index = LOADING
 
-    def apply(self, digest: bytes) -> None:
-        """Seeds everything loaded so far, and from now on everything else."""
-        self._digest = digest
-        for name, seed in _SEEDERS.items():
+    def move_to(self, index: int) -> None:
+        """Seeds everything loaded so far, and from now on everything else, for a segment or for the loading."""
+        self._index = index
+        for name in _SEEDERS:
             if name in sys.modules:
-                seed(sys.modules[name], digest)
+                self._apply(name, sys.modules[name])
+
+    def _apply(self, name: str, module: ModuleType) -> None:
+        _SEEDERS[name](module, derive(self._order_id, self._index, self._seed), self._index)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -72,7 +88,7 @@ class Seeder:
 
             def execute_and_seed(module: ModuleType) -> None:
                 execute(module)
-                _SEEDERS[name](module, self._digest)
+                self._apply(name, module)
 
             loader.exec_module = execute_and_seed
         return spec

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 
 
-def empty_folder(top: str) -> None:
-    """Removes everything below `top`. Raises OSError where something can't be removed."""
+def empty_folder(top: str, keep: str = "") -> None:
+    """Removes everything below `top` but what is named `keep`. Raises OSError where something can't be removed."""
     number = 0
-    while names := os.listdir(top):
+    while names := [name for name in os.listdir(top) if name != keep]:
         for name in names:
             path = os.path.join(top, name)
             if not _is_folder(path):

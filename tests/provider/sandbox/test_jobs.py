@@ -108,9 +108,9 @@ def test_events_come_in_order_with_figures(host: Host) -> None:
     assert names[-2:] == ["SegmentDone", "Ended"]
     assert (outcome.log("out"), outcome.log("err")) == (b"one\n", b"two\n")
     (segment,) = outcome.segments
-    assert segment.input_digest == hashlib.sha256(task.inputs).digest()
+    assert segment.input_digest == hashlib.sha256(task.inputs.read_bytes()).digest()
     assert segment.usage.bytes_out == len(segment.output) + 8
-    assert outcome.usage.bytes_in == len(task.code) + len(task.inputs)
+    assert outcome.usage.bytes_in == len(task.code) + task.inputs.stat().st_size
     assert outcome.usage.cpu_ms > 0
     assert outcome.usage.wall_ms >= segment.usage.wall_ms > 0
     assert outcome.usage.peak_bytes > MIB
@@ -125,7 +125,7 @@ def test_a_job_sees_its_own_world_only(host: Host) -> None:
     assert seen["version"] == sys.version
     assert seen["root"] == sorted(["dev", "job", "lib", "lib64", "proc", "py", "sp", "tmp"])
     assert seen["dev"] == ["fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero"]
-    assert set(seen["descriptors"]) <= {"/dev/null", "pipe", "/proc/2/fd", "/proc/3/fd"}
+    assert set(seen["descriptors"]) <= {"/dev/null", "pipe", "/memfd", "/proc/2/fd", "/proc/3/fd"}
     assert (seen["uid"], seen["hostname"], seen["modules"]) == (1000, "tallystick", [])
     assert seen["pid"] <= 4
     status = seen["status"]

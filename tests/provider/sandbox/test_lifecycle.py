@@ -15,16 +15,28 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from broker.protocol import folders, values
+from broker.protocol.jobs import Entry
 from chain.base.errors import Refused, Unavailable
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.cgroups import get_family, sweep
 from provider.sandbox.executor import Sandbox, carry_out, check_task
+from provider.sandbox.inputs import Inputs
 from provider.sandbox.plan import build_plan
 from provider.sandbox.spec import Ended, LogChunk, SandboxEvent, Started, Task
 from tests.provider.sandbox import bodies
-from tests.provider.sandbox.world import Host, Outcome, list_processes, make_series, make_task, wait_until
+from tests.provider.sandbox.world import (
+    Host,
+    Outcome,
+    get_folder,
+    list_processes,
+    make_series,
+    make_task,
+    wait_until,
+    write_inputs,
+)
 
 
 def count_descriptors() -> int:
@@ -39,7 +51,7 @@ def list_groups(host: Host) -> list[Path]:
 
 
 async def collect(sandbox: Sandbox, task: Task, slot: int) -> Outcome:
-    return Outcome([event async for event in sandbox.run(task, slot)])
+    return Outcome([event async for event in sandbox.run(task, slot, get_folder())])
 
 
 async def test_two_slots_at_once(best: Host) -> None:
@@ -53,7 +65,7 @@ async def test_two_slots_at_once(best: Host) -> None:
 
 async def test_a_slot_holds_one_job(best: Host) -> None:
     sandbox = Sandbox(best.image, best.abilities, slots=1)
-    running = sandbox.run(make_task(bodies.sleep_long), 0)
+    running = sandbox.run(make_task(bodies.sleep_long), 0, get_folder())
     assert isinstance(await anext(running), Started)
     with pytest.raises(Refused, match="slot 0 is in use"):
         await collect(sandbox, make_task("result = 1"), 0)
@@ -66,11 +78,11 @@ async def test_a_slot_holds_one_job(best: Host) -> None:
 def test_closing_the_iterator_leaves_nothing(host: Host) -> None:
     async def run_and_close() -> tuple[int, int]:
         before = count_descriptors()
-        events = carry_out(host.plan(task), task, host.abilities, "closing")
-        async for event in events:
-            if isinstance(event, LogChunk):
+        stay = carry_out(host.plan(task), task, host.abilities, "closing", get_folder())
+        async for events in stay:
+            if any(isinstance(event, LogChunk) for event in events):
                 break
-        await events.aclose()
+        await stay.aclose()
         return before, count_descriptors()
 
     task = make_task(bodies.sleep_loud)
@@ -85,7 +97,7 @@ def test_closing_the_iterator_leaves_nothing(host: Host) -> None:
 def test_cancelling_at_any_moment_leaves_nothing(round_: int, best: Host, seed: int) -> None:
     async def run_and_cancel() -> None:
         async def consume() -> None:
-            async for _ in carry_out(best.plan(task), task, best.abilities, f"cancelled-{round_}"):
+            async for _ in carry_out(best.plan(task), task, best.abilities, f"cancelled-{round_}", get_folder()):
                 pass
 
         running = asyncio.create_task(consume())
@@ -106,8 +118,8 @@ def test_a_loop_that_is_shut_down_leaves_nothing(best: Host) -> None:
     """`asyncio.run` cancels every task at its end, the sandbox's own among them."""
 
     async def abandon() -> None:
-        events = carry_out(best.plan(task), task, best.abilities, "abandoned")
-        assert isinstance(await anext(events), Started)
+        stay = carry_out(best.plan(task), task, best.abilities, "abandoned", get_folder())
+        assert isinstance((await anext(stay))[0], Started)
 
     task = make_task(bodies.sleep_loud)
     living = list_processes(best.uid)
@@ -129,8 +141,9 @@ def be_daemon(host: Host, ready: int) -> None:
     task = make_task(bodies.sleep_loud)
 
     async def run() -> None:
-        async for event in carry_out(build_plan(host.image, abilities, task, 1), task, abilities, "orphan"):
-            if isinstance(event, LogChunk):
+        plan = build_plan(host.image, abilities, task, 1)
+        async for events in carry_out(plan, task, abilities, "orphan", get_folder()):
+            if any(isinstance(event, LogChunk) for event in events):
                 os.write(ready, b"!")
 
     asyncio.run(run())
@@ -192,7 +205,19 @@ TASKS: dict[str, tuple[dict[str, object], str]] = {
     "a run from the middle": ({"first": 1}, "sandbox.range"),
     "negative": ({"first": -1}, "sandbox.range"),
     "far too many": ({"kind": Kind.TRAIN, "count": 2**21}, "sandbox.range"),
-    "a map of a script": ({"kind": Kind.MAP}, "sandbox.entry"),
+    "a map of a script without a function": ({"kind": Kind.MAP}, "sandbox.entry"),
+    "a folder that is none": ({"entry": Entry.FOLDER, "code": b"x"}, "sandbox.folder"),
+    "a folder without its script": (
+        {"entry": Entry.FOLDER, "code": folders.pack_folder({"job.py": b""})},
+        "sandbox.folder",
+    ),
+    **{
+        f"a folder with {name!r}": (
+            {"entry": Entry.FOLDER, "code": values.pack({name: b"", "main.py": b""})},
+            "sandbox.folder",
+        )
+        for name in ("../main.py", "/etc/passwd", "a/../../b", ".profile", "a//b", "a\nb", "MAIN.py")
+    },
 }
 
 
@@ -204,11 +229,21 @@ def test_what_is_no_task_is_refused(name: str) -> None:
     assert caught.value.rule == rule
 
 
-@pytest.mark.parametrize("inputs", [[1], {"a": 1}, 7])
-def test_a_map_needs_its_items(inputs: object) -> None:
+@pytest.mark.parametrize("held", [values.pack([1, 2]), b"".join(values.pack_list([values.pack(1)])), b""])
+async def test_a_map_needs_its_items(held: bytes) -> None:
+    task = make_series(Kind.MAP, bodies.double, [], 0, 2)
     with pytest.raises(Refused) as caught:
-        check_task(make_series(Kind.MAP, bodies.double, inputs, 0, 2))
+        Inputs(msgspec.structs.replace(task, inputs=write_inputs([held])))
     assert caught.value.rule == "sandbox.inputs"
+
+
+async def test_inputs_that_are_not_there_are_refused(best: Host) -> None:
+    sandbox = Sandbox(best.image, best.abilities, slots=1)
+    task = msgspec.structs.replace(make_task("result = 1"), inputs=Path("/nowhere/inputs"))
+    with pytest.raises(Refused) as caught:
+        await collect(sandbox, task, 0)
+    assert caught.value.rule == "sandbox.inputs"
+    assert (await collect(sandbox, make_task("result = 1"), 0)).cause == Cause.OK, "the slot is free again"
 
 
 @pytest.mark.check
@@ -238,9 +273,9 @@ def test_stops_at_a_hundred_random_moments(best: Host, seed: int) -> None:
         task = make_task(bodies.sleep_loud)
 
         async def consume() -> list[SandboxEvent]:
-            return [
-                event async for event in carry_out(best.plan(task), task, best.abilities, f"stop-{time.monotonic_ns()}")
-            ]
+            name = f"stop-{time.monotonic_ns()}"
+            stay = carry_out(best.plan(task), task, best.abilities, name, get_folder())
+            return [event async for events in stay for event in events]
 
         running = asyncio.create_task(consume())
         await asyncio.sleep(chance.random() * 0.03)

@@ -17,10 +17,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.protocol import values
 from broker.protocol.jobs import Level
 from chain.base.errors import Unavailable
-from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause, Usage
 from provider.sandbox import probe as probing
 from provider.sandbox.account import Account
@@ -31,8 +29,7 @@ from provider.sandbox.libraries import find_libraries, find_loader
 from provider.sandbox.meter import TreeMeter, list_tree
 from provider.sandbox.plan import Plan, build_plan
 from provider.sandbox.verdict import Evidence, judge
-from tests.provider.sandbox import bodies
-from tests.provider.sandbox.world import FIRST_UID, MIB, Host, make_series, make_task
+from tests.provider.sandbox.world import FIRST_UID, MIB, Host, make_task
 
 CALM = Evidence(oom_kills=0, peak_bytes=5, cpu_spent=False, guarded=True)
 POLLED = Evidence(oom_kills=0, peak_bytes=5, cpu_spent=False, guarded=False)
@@ -64,23 +61,32 @@ def test_verdict(outcome: int, number: int, evidence: Evidence, cause: Cause) ->
 
 
 def test_a_segments_account_runs_from_the_end_of_the_one_before() -> None:
-    task = make_series(Kind.MAP, bodies.double, [1, 22, 333], 1, 2)
-    account = Account(task)
+    account = Account(1000)
     account.begin(1000.0, 5_000_000)
     account.reading = Reading(1_500, 10, 0)
     account.count_log(7)
-    first = account.close_segment(1, Cause.OK, b"out", "", 1040.0)
-    assert first.usage == Usage(2, 10, 40, len(values.pack(22)), 10)
-    assert (first.started_ms, first.input_digest) == (5_000_000, hashlib.sha256(values.pack(22)).digest())
+    assert account.close_segment(20, 3, 1040.0) == (Usage(2, 10, 40, 20, 10), 5_000_000)
     account.reading = Reading(2_500, 20, 0)
-    second = account.close_segment(2, Cause.PROGRAM, b"half an output", "why", 1100.0)
-    assert (second.output, second.error, second.started_ms) == (b"", "why", 5_000_040)
-    assert second.usage == Usage(1, 20, 60, len(values.pack(333)), 0)
-    assert account.get_total(1110.0) == Usage(3, 20, 110, len(task.code) + len(task.inputs), 10)
+    assert account.close_segment(30, 0, 1100.0) == (Usage(1, 20, 60, 30, 0), 5_000_040)
+    assert account.get_total(1110.0) == Usage(3, 20, 110, 1000, 10)
+
+
+def test_ends_seen_at_once_share_what_was_counted_and_lose_nothing() -> None:
+    account = Account(0)
+    account.begin(0.0, 0)
+    account.reading = Reading(10_000, 5, 0)
+    account.count_log(10)
+    rows = [account.close_segment(1, 1, 31.0, among) for among in (3, 2, 1)]
+    assert [usage.cpu_ms for usage, _ in rows] == [4, 4, 4], "each is rounded up"
+    assert sum(usage.wall_ms for usage, _ in rows) in (30, 31)
+    assert sum(usage.bytes_out for usage, _ in rows) == 13
+    assert [started for _, started in rows] == [0, 10, 21]
+    assert account.get_segment_cpu_us() == 0
+    assert account.log_bytes == 0
 
 
 def test_a_stay_that_never_began_has_no_time() -> None:
-    assert Account(make_task("result = 1")).get_total(123.0).wall_ms == 0
+    assert Account(0).get_total(123.0).wall_ms == 0
 
 
 # ---- seeds ----
@@ -95,8 +101,8 @@ def test_seed_depends_on_order_index_and_seed() -> None:
 def test_modules_are_seeded_whether_loaded_before_or_after(monkeypatch: pytest.MonkeyPatch) -> None:
     before = random.getstate()
     try:
-        seeder = seeds.Seeder()
-        seeder.apply(b"\1" * 32)
+        seeder = seeds.Seeder(b"o" * 32, 7)
+        seeder.move_to(3)
         drawn = random.random()
         monkeypatch.delitem(sys.modules, "random")
         monkeypatch.setattr(sys, "meta_path", [seeder, *sys.meta_path])
@@ -109,8 +115,8 @@ def test_modules_are_seeded_whether_loaded_before_or_after(monkeypatch: pytest.M
 
 
 def test_other_modules_are_left_to_others() -> None:
-    assert seeds.Seeder().find_spec("json") is None
-    assert seeds.Seeder().find_spec("torch") is None, "there is none"
+    assert seeds.Seeder(b"", 0).find_spec("json") is None
+    assert seeds.Seeder(b"", 0).find_spec("torch") is None, "there is none"
 
 
 # ---- what a failure says ----

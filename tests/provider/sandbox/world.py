@@ -8,11 +8,15 @@ rights).
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import os
 import pickle
+import shutil
 import signal
+import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +26,7 @@ import cloudpickle
 import msgspec
 import pytest
 
-from broker.protocol import values
+from broker.protocol import folders, values
 from broker.protocol.jobs import Entry
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause, Usage
@@ -61,20 +65,54 @@ LIMITS = Limits(
 WHO = ("root+cgroup", "root", "user")
 
 
+@functools.cache
+def get_folder() -> Path:
+    """A folder of this run that every user can enter: inputs lie there, and long outputs."""
+    folder = Path(tempfile.mkdtemp(prefix="tallystick-test-", dir="/tmp"))
+    folder.chmod(0o777)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def write_inputs(parts: Iterable[bytes | memoryview]) -> Path:
+    """A file of inputs."""
+    handle, path = tempfile.mkstemp(prefix="inputs-", dir=get_folder())
+    with os.fdopen(handle, "wb") as file:
+        file.writelines(parts)
+    os.chmod(path, 0o644)
+    return Path(path)
+
+
 def make_task(body: Callable[..., object] | str, *args: object, limits: Limits = LIMITS, **kwargs: object) -> Task:
     """A run of a function or of a script's source."""
     script = isinstance(body, str)
     code = body.encode() if isinstance(body, str) else cloudpickle.dumps(body)
     entry = Entry.SCRIPT if script else Entry.FUNCTION
-    return Task(Kind.RUN, b"o" * 32, 0, 1, code, entry, values.pack((args, kwargs)), limits, seed=7)
+    inputs = write_inputs(values.pack_parts((args, kwargs)))
+    return Task(Kind.RUN, b"o" * 32, 0, 1, code, entry, "", inputs, limits, seed=7)
 
 
-def make_series(kind: Kind, body: Callable[..., object], inputs: object, first: int, count: int) -> Task:
-    """A map or train task."""
+def make_series(
+    kind: Kind, body: Callable[..., object] | str, inputs: Any, first: int, count: int, function: str = ""
+) -> Task:
+    """A map or train task of a function, or of what a script defines as `function`."""
     limits = msgspec.structs.replace(LIMITS, cpu_ms=20_000)
-    return Task(
-        kind, b"o" * 32, first, count, cloudpickle.dumps(body), Entry.FUNCTION, values.pack(inputs), limits, seed=7
-    )
+    items = [values.pack_parts(one) for one in inputs] if kind == Kind.MAP else []
+    packed = values.pack_list(items) if kind == Kind.MAP else values.pack_parts(inputs)
+    code = body.encode() if isinstance(body, str) else cloudpickle.dumps(body)
+    entry = Entry.SCRIPT if isinstance(body, str) else Entry.FUNCTION
+    return Task(kind, b"o" * 32, first, count, code, entry, function, write_inputs(packed), limits, seed=7)
+
+
+def make_folder(files: dict[str, bytes], *args: object, limits: Limits = LIMITS, **kwargs: object) -> Task:
+    """A run of a folder."""
+    task = make_task("", *args, limits=limits, **kwargs)
+    return msgspec.structs.replace(task, entry=Entry.FOLDER, code=folders.pack_folder(files))
+
+
+def read_output(done: SegmentDone) -> Any:
+    """The value of a segment, wherever it lies."""
+    return values.unpack(done.output if done.spooled is None else done.spooled.read_bytes())
 
 
 @dataclass
@@ -106,11 +144,11 @@ class Outcome:
     def value(self) -> Any:
         """The value of the only segment; an AssertionError that shows the events where there is none."""
         assert self.segments and self.segments[0].cause == Cause.OK, self.events
-        return values.unpack(self.segments[0].output)
+        return read_output(self.segments[0])
 
     @property
     def values(self) -> list[Any]:
-        return [values.unpack(one.output) for one in self.segments if one.cause == Cause.OK]
+        return [read_output(one) for one in self.segments if one.cause == Cause.OK]
 
     def log(self, stream: str = "out") -> bytes:
         return b"".join(event.data for event in self.events if isinstance(event, LogChunk) and event.stream == stream)
@@ -134,12 +172,13 @@ class Host:
     def plan(self, task: Task) -> Plan:
         return build_plan(self.image, self.abilities, task, 0)
 
-    def run(self, task: Task, change: Callable[[Plan], Plan] = lambda plan: plan) -> Outcome:
+    def run(self, task: Task, change: Callable[[Plan], Plan] = lambda plan: plan, spool: Path | None = None) -> Outcome:
         """Carries out the task's plan, changed or not."""
-        plan = change(self.plan(task))
+        plan, folder = change(self.plan(task)), spool or get_folder()
 
         async def collect() -> list[SandboxEvent]:
-            return [event async for event in carry_out(plan, task, self.abilities, f"test-{time.monotonic_ns()}")]
+            stay = carry_out(plan, task, self.abilities, f"test-{time.monotonic_ns()}", folder)
+            return [event async for events in stay for event in events]
 
         return Outcome(self.do(collect))
 
