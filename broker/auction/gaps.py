@@ -15,7 +15,7 @@ MAX_ROUNDS = 256
 
 def find_gaps(lots: Collection[Lot], segments: int) -> tuple[Span, ...]:
     """Segments that no lot covers, ascending."""
-    covered = [lot.covered for lot in lots if lot.phase is not LotPhase.FAILED]
+    covered = [lot.covered for lot in lots if lot.phase is not LotPhase.FAILED and lot.covered.count]
     gaps, end = [], 0
     for span in sorted(covered, key=lambda one: one.first):
         if span.first > end:
@@ -35,13 +35,16 @@ def find_start(lots: Collection[Lot], order: Order, first: int) -> bytes | None:
     return next((state for lot in lots if (state := lot.get_output(first - 1)) is not None), None)
 
 
-def find_obstacle(
-    order: Order, spec: JobSpec, lots: Collection[Lot], gaps: Sequence[Span], rounds: int, closes: int
-) -> str:
-    """Why these gaps are not offered in a further round that would close at `closes`; empty if they are."""
+def find_failures(order: Order, spec: JobSpec, lots: Collection[Lot]) -> str:
+    """That more segments failed than the order tolerates (R9); empty if not. A `run` or `train` tolerates none."""
     failed = sum(lot.failed for lot in lots)
-    if failed > (spec.tolerance if order.kind is Kind.MAP else 0):
-        return f"{failed} segment{'s' if failed > 1 else ''} failed"
+    if failed <= (spec.tolerance if order.kind is Kind.MAP else 0):
+        return ""
+    return f"{failed} segment{'s' if failed > 1 else ''} failed"
+
+
+def find_obstacle(order: Order, lots: Collection[Lot], gaps: Sequence[Span], rounds: int, closes: int) -> str:
+    """Why these gaps are not offered in a further round that would close at `closes`; empty if they are."""
     if rounds >= MAX_ROUNDS:
         return f"it was offered in {MAX_ROUNDS} rounds"
     if order.deadline - closes < order.windows.start + order.segment_wall or closes > order.expiry:

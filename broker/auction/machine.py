@@ -46,7 +46,7 @@ from broker.auction.events import (
     WatchLease,
     Withdraw,
 )
-from broker.auction.gaps import find_gaps, find_obstacle, find_start
+from broker.auction.gaps import find_failures, find_gaps, find_obstacle, find_start
 from broker.auction.lots import TX_VALIDITY, Lot, LotPhase
 from broker.auction.matching import Survey
 from broker.auction.rounds import Posted, Round
@@ -375,7 +375,10 @@ class Auction:
 
     def _advance(self, now: int) -> Sequence[AuctionEffect]:
         """Offer what is unserved, or end the job."""
-        if self.phase in (Phase.NEW, Phase.ENDED) or self.round is not None or self._asking:
+        if self.phase in (Phase.NEW, Phase.ENDED):
+            return ()
+        self._no_more = self._no_more or find_failures(self.order, self.spec, self.lots.values())
+        if self.round is not None or self._asking:
             return ()
         live = [lot for lot in self.lots.values() if lot.is_live]
         if not live and not any(lot.state for lot in self.lots.values()):
@@ -383,7 +386,7 @@ class Auction:
         gaps = self._find_gaps()
         if gaps:
             closes = now + self._round_time
-            found = find_obstacle(self.order, self.spec, self.lots.values(), gaps, self._rounds, closes)
+            found = find_obstacle(self.order, self.lots.values(), gaps, self._rounds, closes)
             self._no_more = self._no_more or found
         if gaps and not self._no_more:
             width = self.spec.parallelism if self.order.kind is Kind.MAP else 1

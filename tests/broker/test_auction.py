@@ -35,7 +35,8 @@ from broker.auction.events import (
     Withdraw,
     find_blame,
 )
-from broker.auction.machine import ENDS, MAX_DELIVERIES, RETRY_FIRST, RETRY_MOST, TX_VALIDITY, Auction, Phase
+from broker.auction.lots import ENDS, NO_RECEIPT, RETRY_FIRST, RETRY_MOST, TX_VALIDITY
+from broker.auction.machine import Auction, Phase
 from broker.auction.matching import Misfit, Mismatch, Survey
 from broker.protocol.api import (
     Accepted,
@@ -44,6 +45,8 @@ from broker.protocol.api import (
     Closed,
     Delivered,
     Ended,
+    Failed,
+    Left,
     Opened,
     Unmatched,
 )
@@ -51,7 +54,7 @@ from broker.protocol.messages import Reason
 from chain.base.hashing import Tag
 from chain.base.keys import verify
 from chain.ledger.terms.agreement import compute_lease_id
-from tests.broker.play import ORDER, Play, cancel, kinds, leased, opening
+from tests.broker.play import ORDER, Play, cancel, find_end, kinds, leased, opening
 from tests.broker.world import (
     BROKER,
     CHAIN,
@@ -75,16 +78,16 @@ def test_the_whole_way() -> None:
     assert kinds(play.bid(0)) == [Acknowledge]
     closing = play.bid(1, 2_000_000)
     assert kinds(closing) == [Acknowledge, PublishBook, Closed, GrantInputs, PublishAward, SubmitOpen, Awarded]
-    award = play.auction.award
-    assert award is not None
+    award = play.lot().award
     assert verify(award, Tag.AWARD, CHAIN, BROKER.key).price == 1_000_000
     assert play.lease() == compute_lease_id(CHAIN, award.body)
     assert kinds(play.open()) == [Opened, PublishAward, WatchLease]
     assert kinds(play.deliver()) == [StoreStorageReceipt, Delivered]
     acceptance = make_acceptance(play.delivery())
     assert kinds(play.tell(AcceptanceArrived(acceptance))) == [PassAcceptance, Accepted]
-    assert kinds(play.tell(LeaseChanged(play.lease(), "delivered", 8))) == []
-    assert kinds(play.tell(LeaseChanged(play.lease(), "settled", 9))) == [Ended, Finish]
+    assert kinds(play.change("delivered", 1)) == []
+    assert kinds(play.change("settled", 1)) == [Left, Ended, Finish]
+    assert find_end(play).state == "settled"
     assert play.auction.phase is Phase.ENDED
 
 
@@ -204,7 +207,7 @@ IGNORED: list[tuple[str, Any]] = [
     ("a bid of an unregistered key", lambda: BidArrived(make_bid(ORDER), False)),
     ("a decline of another order", lambda: DeclineArrived(make_decline(make_order(salt=bytes(16))))),
     ("a lease that is not ours", lambda: OpenFinal(bytes(32), 1)),
-    ("a change before the lease", lambda: LeaseChanged(bytes(32), "settled", 1)),
+    ("a change before the lease", lambda: LeaseChanged(bytes(32), "settled", 1, 1, 1, "ok", NO_RECEIPT)),
     ("an order again", lambda: OrderPosted(sign_order(ORDER), make_spec(), make_survey(), RICH)),
 ]
 
@@ -269,25 +272,27 @@ def test_the_next_bid_is_tried_and_at_last_nobody_is_left() -> None:
     play = opening()
     first = play.lease()
     got = refuse(play, "R3.e.set-aside")
-    assert kinds(got) == [GrantInputs, PublishAward, SubmitOpen, Awarded]
+    assert kinds(got) == [Failed, GrantInputs, PublishAward, SubmitOpen, Awarded]
+    assert (got[0].news.lease, got[0].news.rule) == (first, "R3.e.set-aside")
     assert play.lease() != first
     got = refuse(play, "R3.c.validity")
-    assert kinds(got) == [Unmatched, Withdraw, Ended, Finish]
-    assert "2 bids, but none could open a lease: R3.c.validity, R3.e.set-aside" in got[0].news.text
+    assert kinds(got) == [Failed, Unmatched, Withdraw, Ended, Finish]
+    assert "2 bids, but none could open a lease: R3.c.validity, R3.e.set-aside" in got[1].news.text
 
 
 def test_an_order_the_chain_refuses_is_off() -> None:
     play = opening()
     got = refuse(play, "R2.balance")
-    assert kinds(got) == [Withdraw, Ended, Finish]
-    assert got[1].news.state == "refused"
+    assert kinds(got) == [Failed, Withdraw, Ended, Finish]
+    assert got[2].news.state == "refused"
+    assert "R2.balance: said the chain" in got[2].news.text
 
 
 def test_time_runs_out_for_the_next_bid() -> None:
     """ "While time allows": a bid that has run out is not awarded."""
     play = opening()
     play.now += 20_000
-    assert kinds(refuse(play, "R3.e.set-aside")) == [Unmatched, Withdraw, Ended, Finish]
+    assert kinds(refuse(play, "R3.e.set-aside")) == [Failed, Unmatched, Withdraw, Ended, Finish]
 
 
 @pytest.mark.parametrize("delayed", [True, False], ids=["silence", "our own fault"])
@@ -319,8 +324,8 @@ def test_our_own_fault_ends_with_the_award() -> None:
     play = opening()
     play.now += 60_001
     got = play.tell(OpenRefused(play.lease(), Blame.BROKER, "R13.balance", "no credits"))
-    assert kinds(got) == [Withdraw, Ended, Finish]
-    assert "the broker could not open the lease: no credits" in got[1].news.text
+    assert kinds(got) == [Failed, Withdraw, Ended, Finish]
+    assert "the broker could not open the lease: no credits" in got[2].news.text
 
 
 def test_silence_ends_only_when_nothing_sent_can_open_a_lease_any_more() -> None:
@@ -328,7 +333,7 @@ def test_silence_ends_only_when_nothing_sent_can_open_a_lease_any_more() -> None
     play.now = ORDER.expiry + TX_VALIDITY
     assert kinds(play.tell(OpenDelayed(play.lease(), "away"))) == []
     play.wake(RETRY_FIRST)
-    assert kinds(play.tell(OpenDelayed(play.lease(), "away"))) == [Withdraw, Ended, Finish]
+    assert kinds(play.tell(OpenDelayed(play.lease(), "away"))) == [Failed, Withdraw, Ended, Finish]
 
 
 # The lease
@@ -337,25 +342,18 @@ def test_silence_ends_only_when_nothing_sent_can_open_a_lease_any_more() -> None
 def test_a_receipt_again_is_neither_news_nor_another_storage_receipt() -> None:
     play = leased()
     play.deliver()
-    before = dict(play.auction.receipts)
+    before = dict(play.lot().receipts)
     assert play.deliver() == []
-    assert play.auction.receipts == before
+    assert play.lot().receipts == before
 
 
 def test_storage_receipts_name_size_and_time() -> None:
     play = leased()
     play.deliver()
-    (storage,) = play.auction.receipts.values()
+    (storage,) = play.lot().receipts.values()
     body = verify(storage, Tag.STORAGE, CHAIN, BROKER.key)
     assert (body.lease, body.receipt) == (play.lease(), compute_delivery_id(CHAIN, play.delivery()))
     assert (body.size, body.kept_until) == (100, NOW + HOUSE.retention)
-
-
-def test_receipts_of_a_lease_are_bounded() -> None:
-    play = leased()
-    for number in range(MAX_DELIVERIES + 3):
-        play.deliver(finished=NOW + number)
-    assert len(play.auction.receipts) == MAX_DELIVERIES
 
 
 def test_a_receipt_may_overtake_the_news_that_the_lease_is_open() -> None:
@@ -375,15 +373,21 @@ def test_an_acceptance_needs_a_receipt_and_is_passed_on_once() -> None:
 
 @pytest.mark.parametrize("state", ["open", "called", "cancelling", "delivered", "disputed", *sorted(ENDS)])
 def test_only_the_last_states_of_a_lease_end_a_job(state: str) -> None:
-    play = leased()
-    got = play.tell(LeaseChanged(play.lease(), state, 9))
-    assert kinds(got) == ([Ended, Finish] if state in ENDS else [])
+    """With no time for another round, that is."""
+    play = Play(make_order(deadline=NOW + 95_000))
+    play.bid(0)
+    play.bid(1)
+    play.open()
+    play.now += 5_000
+    got = play.change(state, 1, held=1)
+    assert kinds(got) == ([Left, Ended, Finish] if state in ENDS else [])
+    if state in ENDS:
+        assert find_end(play).state == state
 
 
-def test_an_order_is_taken_back_before_and_not_after_the_close() -> None:
+def test_an_order_is_taken_back_while_its_auction_is_open() -> None:
     assert kinds(Play().tell(cancel())) == [Withdraw, Ended, Finish]
-    assert opening().tell(cancel()) == []
-    assert leased().tell(cancel()) == []
+    assert Play().tell(cancel())[1].news.state == "withdrawn"
 
 
 # Restarts
@@ -403,7 +407,7 @@ def accepted() -> Play:
 
 def ended() -> Play:
     play = accepted()
-    play.tell(LeaseChanged(play.lease(), "settled", 9))
+    play.change("settled", 1)
     return play
 
 

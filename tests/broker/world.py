@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from broker.auction.admission import EMPTY, House, Means
 from broker.auction.matching import Survey
-from broker.protocol.api import Delivery, Submission
+from broker.protocol.api import PROTOCOL_VERSION, Delivery, Submission
 from broker.protocol.jobs import (
     Entry,
     JobSpec,
@@ -20,7 +20,7 @@ from broker.protocol.jobs import (
     compute_job_digest,
     compute_runtime_digest,
 )
-from broker.protocol.messages import TAGS, Decline, Offer, Reason
+from broker.protocol.messages import TAGS, Decline, Offer, Reason, Tariff
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed, Signer
@@ -44,7 +44,7 @@ from chain.ledger.terms.work import (
     compute_receipt_id,
     compute_records_root,
 )
-from chain.ledger.transactions import Open, SignedTransaction
+from chain.ledger.transactions import Call, Extend, Open, SignedTransaction
 from chain.rpc.schema import AccountView, ChainInfo, EventsPage, LeaseView, LedgerEvent, TxOutcome
 
 CHAIN = bytes(range(32))
@@ -55,6 +55,7 @@ PROVIDERS = tuple(Signer(bytes([number]) * 32) for number in range(1, 9))
 HOUSE = House(CHAIN, BROKER.key, 100, 7 * 24 * 3_600_000)
 NOW = 1_800_000_000_000
 CODE, INPUTS, OUTPUT, LOG = b"code of the job", b"inputs of the job", b"its output", b"its log\n"
+PROVENANCE = b"its provenance"
 WINDOWS = Windows(30_000, 10_000, 600_000, 10_000, 60_000, 60_000, 60_000)
 RESOURCES = Resources(1 << 28, 10_000, 1_000, 16, 64, 1 << 20, 16, 1 << 20, 1 << 26, 1 << 20)
 RICH = Means(10**12, 0)
@@ -74,13 +75,18 @@ def make_spec(**changes: Any) -> JobSpec:
         resources=RESOURCES,
         level=Level.NS,
         seed=7,
+        function="",
+        parallelism=1,
+        tolerance=0,
     )
     return replace(spec, **changes)
 
 
 def make_order(now: int = NOW, spec: JobSpec | None = None, **changes: Any) -> Order:
-    """An order that fits `make_spec`, signed at `now`: limit 2 credits a segment, cap 3."""
-    spec = spec or make_spec()
+    """An order that fits `make_spec` (as a `map` where it has more than one segment), signed at `now`: limit 2 credits
+    a segment, cap 3.
+    """
+    spec = spec or make_spec(kind=Kind.MAP if changes.get("segments", 1) > 1 else Kind.RUN)
     order = Order(
         requester=REQUESTER.key,
         auctioneer=BROKER.key,
@@ -152,6 +158,7 @@ def make_offer(now: int = NOW, signer: Signer = PROVIDERS[0], **changes: Any) ->
         millicores=2_000,
         segment_wall=3_600_000,
         bond_free=10_000_000,
+        prices=Tariff(1_000, 10, 2),
     )
     return replace(offer, **changes)
 
@@ -161,50 +168,75 @@ def make_survey(*matching: Signer) -> Survey:
     return Survey(tuple(sorted(one.key for one in matching)), ())
 
 
-def make_submission(now: int = NOW, order: Order | None = None, blobs: Sequence[bytes] = (CODE, INPUTS)) -> Submission:
+def make_submission(
+    now: int = NOW, order: Order | None = None, blobs: Sequence[bytes] = (CODE, INPUTS), spec: JobSpec | None = None
+) -> Submission:
     """An order with its spec and blobs."""
-    return Submission(1, sign_order(order or make_order(now)), make_spec(), tuple(blobs))
+    return Submission(PROTOCOL_VERSION, sign_order(order or make_order(now)), spec or make_spec(), tuple(blobs))
+
+
+def make_state(index: int) -> bytes:
+    """What a `train` is after segment `index`."""
+    return b"state %d" % index
+
+
+def make_records(
+    award: Award, signer: Signer = PROVIDERS[0], count: int | None = None, kind: Kind = Kind.MAP, **last: Any
+) -> list[SegmentRecord]:
+    """The first `count` records of a lease: each with the same output, or of a `train`; `last` changes the last one."""
+    records: list[SegmentRecord] = []
+    before = award.start
+    for index in range(award.first, award.first + (award.count if count is None else count)):
+        output = compute_digest(make_state(index) if kind is Kind.TRAIN else OUTPUT)
+        records.append(
+            SegmentRecord(
+                lease=compute_lease_id(CHAIN, award),
+                index=index,
+                provider=signer.key,
+                input=before,
+                output=output,
+                error=EMPTY,
+                cause=Cause.OK,
+                usage=Usage(5, 1000, 9, 10, 10),
+                started=NOW,
+                dispatch="generic",
+            )
+        )
+        before = output if kind is Kind.TRAIN else award.start
+    records[-1] = replace(records[-1], **last)
+    return records
+
+
+def sign_delivery(
+    award: Award, records: Sequence[SegmentRecord], signer: Signer = PROVIDERS[0], since: int = 0, **changes: Any
+) -> Delivery:
+    """A receipt over these records of a lease, of which those from `since` on come along; without blobs."""
+    final = len(records) == award.count or (bool(records) and records[-1].cause is not Cause.OK)
+    receipt = Receipt(
+        lease=compute_lease_id(CHAIN, award),
+        provider=signer.key,
+        first=award.first,
+        count=len(records),
+        records=compute_records_root(records),
+        cause=records[-1].cause if records else Cause.OK,
+        usage=Usage(5, 1000, 9, 10, 10),
+        environment=Environment("ns", bytes(32), 1, "openblas"),
+        log=compute_digest(LOG) if final else EMPTY,
+        provenance=compute_digest(PROVENANCE) if final else EMPTY,
+        finished=NOW + 50,
+    )
+    signed = signer.sign(Tag.RECEIPT, CHAIN, replace(receipt, **changes))
+    return Delivery(signed, since, tuple(records[since:]), ())
 
 
 def make_delivery(
     award: Award,
     signer: Signer = PROVIDERS[0],
-    output: bytes = OUTPUT,
-    blobs: Sequence[bytes] = (OUTPUT, LOG),
+    blobs: Sequence[bytes] = (OUTPUT, LOG, PROVENANCE),
     **changes: Any,
 ) -> Delivery:
-    """A whole receipt over all segments, each with the same output."""
-    lease = compute_lease_id(CHAIN, award)
-    records = [
-        SegmentRecord(
-            lease=lease,
-            index=index,
-            provider=signer.key,
-            input=award.start,
-            output=compute_digest(output),
-            error=EMPTY,
-            cause=Cause.OK,
-            usage=Usage(5, 1000, 9, 10, 10),
-            started=NOW,
-            dispatch="generic",
-        )
-        for index in range(award.first, award.first + award.count)
-    ]
-    receipt = Receipt(
-        lease=lease,
-        provider=signer.key,
-        first=award.first,
-        count=award.count,
-        records=compute_records_root(records),
-        cause=Cause.OK,
-        usage=Usage(5, 1000, 9, 10, 10),
-        environment=Environment("ns", bytes(32), 1, "openblas"),
-        log=compute_digest(LOG),
-        provenance=EMPTY,
-        finished=NOW + 50,
-    )
-    signed = signer.sign(Tag.RECEIPT, CHAIN, replace(receipt, **changes))
-    return Delivery(signed, tuple(signer.sign(Tag.SEGMENT, CHAIN, one) for one in records), tuple(blobs))
+    """A whole receipt over all segments, each with the same output, and small blobs."""
+    return replace(sign_delivery(award, make_records(award, signer), signer, **changes), blobs=tuple(blobs))
 
 
 def make_acceptance(delivery: Delivery, signer: Signer = REQUESTER, **changes: Any) -> Signed[Acceptance]:
@@ -237,6 +269,7 @@ class FakeChain:
         self.providers = {one.key for one in PROVIDERS}
         self.leases: dict[bytes, LeaseView] = {}
         self.opened: list[Open] = []
+        self.sent: list[Extend | Call] = []
         self.refuse: list[str] = []
         self.away = False
         self.height = 1
@@ -281,6 +314,9 @@ class FakeChain:
             rule = self.refuse.pop(0)
             raise Refused("refused by the test", rule=rule)
         body = tx.body.body
+        if isinstance(body, Extend | Call):
+            self.sent.append(body)
+            return TxOutcome(id="00" * 32, height=self.height, time=0)
         assert isinstance(body, Open)
         lease = compute_lease_id(CHAIN, body.award.body)
         if lease in self.leases:
@@ -312,33 +348,29 @@ class FakeChain:
         async with self._changed:
             self._changed.notify_all()
 
-    async def end(self, lease: bytes, state: str = "settled") -> None:
-        """The lease is over."""
+    async def end(self, lease: bytes, state: str = "settled", **changes: Any) -> None:
+        """The lease is over, or what else is said of it; its receipt covers all segments unless it says less."""
         view = self.leases[lease]
-        await self.move(
-            lease, LeaseView(**{**{name: getattr(view, name) for name in view.__struct_fields__}, "state": state})
-        )
+        served = view.count if state in ("settled", "delivered") else 0
+        facts = {"state": state, "served": served, "held": view.count, **changes}
+        await self.move(lease, replace(view, **facts))
 
 
 def make_view(lease: bytes, body: Open, state: str) -> LeaseView:
     """A lease as the chain shows it."""
-    numbers = dict.fromkeys(
-        ("locked", "bond", "paid", "commission", "refunded", "burned", "opened", "deadline", "timer", "served"), 0
-    )
     award, order = body.award.body, body.order.body
-    return LeaseView(
-        id=lease.hex(),
-        order=award.order.hex(),
-        award="",
-        requester=order.requester.hex(),
-        provider=body.bid.body.provider.hex(),
-        auctioneer=order.auctioneer.hex(),
-        state=state,
-        replica=0,
-        first=award.first,
-        count=award.count,
-        price=award.price,
-        commission_bps=award.commission,
-        receipt="",
-        **numbers,
-    )
+    texts: dict[str, Any] = dict.fromkeys(("award", "receipt", "cause", "start"), "")
+    facts = texts | {
+        "id": lease.hex(),
+        "order": award.order.hex(),
+        "requester": order.requester.hex(),
+        "provider": body.bid.body.provider.hex(),
+        "auctioneer": order.auctioneer.hex(),
+        "state": state,
+        "first": award.first,
+        "count": award.count,
+        "held": award.count,
+        "price": award.price,
+        "commission_bps": award.commission,
+    }
+    return LeaseView(**{name: facts.get(name, 0) for name in LeaseView.__struct_fields__})
