@@ -70,7 +70,8 @@ def test_inside_the_sandbox_it_goes_to_the_descriptor_behind_what_was_printed() 
         "import sys; from broker.protocol.reporting import report, set_segment; set_segment(7);"
         "print('before'); report(loss=0.5); sys.stdout = None; report(loss=0.25)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=buffered)
     assert done.stdout.splitlines()[0] == b"before"
     assert [parse_line(one) for one in done.stdout.splitlines()[1:]] == [
         Report(7, {"loss": 0.5}),

@@ -246,6 +246,16 @@ def test_bad_containers_are_refused(name: str, copy: bool) -> None:
     assert measure_peak(read)[0] < MANY
 
 
+def test_bodies_and_buffers_are_bounded_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadValue, match="a body of 18446744073709551615 bytes"):
+        unpack(BAD["a body of 16 EiB"])
+    with pytest.raises(BadValue, match="a buffer of 18446744073709551615 bytes where 65536 are left"):
+        unpack(BAD["an array of 16 EiB"])
+    monkeypatch.setattr(containers, "MAX_BODY", 10)
+    with pytest.raises(BadValue, match="a body of 20 bytes"):
+        unpack(GOOD)
+
+
 def test_each_byte_flipped_is_refused_or_another_content() -> None:
     value: Any = {"w": numpy.arange(LIMIT // 8), "n": [1, 2.5, "x"]}
     data = bytearray(pack(value))
@@ -385,10 +395,12 @@ def test_each_byte_of_a_list_changed_is_refused_or_splits_it_whole() -> None:
 
 
 def test_a_list_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadValue, match="1048577 items"):
+    with pytest.raises(BadValue, match="1048577 items in"):
         split(make_list([], bytes(9 * (2**20 + 1)), count=2**20 + 1))
     with pytest.raises(BadValue, match="no bytes"):
         pack_list([b"\x01", b""])
+    with pytest.raises(BadValue, match="an item of 5 bytes where 1 are left"):
+        split(make_list([5], b"\x01"))
     monkeypatch.setattr(containers, "MAX_ITEMS", 3)
     with pytest.raises(BadValue, match="4 items; at most 3"):
         pack_list([b"\x01"] * 4)

@@ -303,6 +303,31 @@ def test_bad_tables_are_refused(name: str) -> None:
         unpack(BAD_FRAMES[name])
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a range of another length", "another length"),
+        ("an array of two dimensions", "no array"),
+        ("times of a long unit", "times"),
+        ("times that are floats", "times"),
+        ("columns that are a text", "without its columns"),
+    ],
+)
+def test_a_table_is_checked_before_pandas_sees_it(name: str, text: str) -> None:
+    with pytest.raises(BadValue, match=text):
+        unpack(BAD_FRAMES[name])
+
+
+def test_columns_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = pandas.DataFrame([[1, 2, 3]])
+    data = pack(frame)
+    monkeypatch.setattr(tables, "_MAX_COLUMNS", 2)
+    with pytest.raises(CannotCarry, match="DataFrame of 3 columns can't be carried"):
+        pack(frame)
+    with pytest.raises(BadValue, match="without its columns"):
+        unpack(data)
+
+
 def write(table: Any, *, times: int = 1, **options: Any) -> Any:
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(**options)) as writer:
