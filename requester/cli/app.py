@@ -26,6 +26,8 @@ COMMANDS = {
     "logs": ("requester.cli.jobs", "logs"),
     "cancel": ("requester.cli.jobs", "cancel"),
     "receipt": ("requester.cli.receipts", "receipt"),
+    "case": ("requester.cli.cases", "case"),
+    "verify": ("requester.cli.cases", "verify"),
     "providers": ("requester.cli.wallet", "providers"),
     "demo": ("requester.cli.demonstration", "demo"),
 }

@@ -6,11 +6,14 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from chain.base.errors import Refused, Unavailable
 from chain.runtime.files import sync_folder
 from requester.purchase.casefile import BlobSource, Case, CaseContent, CaseReader, write_case
+from requester.store.blobs import BlobFolder
+from requester.store.jobs import JobStore
 
 PIECE_BYTES = 1 << 20
 """How much of a file is read or told of at a time."""
@@ -63,12 +66,21 @@ def read_case_file(path: Path, on_bytes: OnBytes | None = None) -> Case:
     return reader.close()
 
 
-def find_file(path: Path) -> BlobSource | None:
-    """A blob that lies in a file of its own; None where there is no such file."""
+def gather_case(store: JobStore, job: bytes, *, outputs: bool, inputs: bool) -> CaseContent:
+    """All that is kept of a job, ready to be written. Raises what `JobStore.load_documents` does."""
+    documents = store.load_documents(job)
+    records = store.load_records(job, documents)
+    return CaseContent(documents, records, partial(_find, store.blobs), outputs, inputs)
+
+
+def _find(blobs: BlobFolder, digest: bytes) -> BlobSource | None:
+    """A blob in a file of its own is read piece by piece; a small one may lie elsewhere."""
+    path = blobs.path(digest)
     try:
         size = path.stat().st_size
     except OSError:
-        return None
+        data = blobs.get(digest)
+        return None if data is None else BlobSource(len(data), lambda: (data,))
     return BlobSource(size, lambda: _read_pieces(path))
 
 
