@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from broker.auction.book import (
     MAX_BIDS,
+    MAX_SPANS,
     NOTHING,
     OpenBook,
     check_book,
@@ -25,14 +26,16 @@ from chain.base.errors import Refused
 from chain.base.hashing import Tag, compute_id
 from chain.base.keys import Signed, Signer, verify
 from chain.ledger.terms.agreement import Award, AwardRule, Bid, Order, compute_bid_id, compute_order_id
-from tests.broker.world import BROKER, CHAIN, NOW, PROVIDERS, REQUESTER, make_bid, make_decline, make_order
+from chain.ledger.terms.work import Span
+from tests.broker.world import BROKER, CHAIN, NOW, PROVIDERS, REQUESTER, make_bid, make_decline, make_order, make_spec
 
 ORDER = make_order()
 ORDER_ID = compute_order_id(CHAIN, ORDER)
+WHOLE = (Span(0, 1),)
 
 
 def fill(*bids: Signed[Bid]) -> tuple[OpenBook, list[Signed[Acknowledgement]]]:
-    book = OpenBook(BROKER, CHAIN, ORDER_ID)
+    book = OpenBook(BROKER, CHAIN, ORDER_ID, 0, WHOLE)
     given = [book.take_bid(bid) for bid in bids]
     return book, [one for one in given if one is not None]
 
@@ -70,7 +73,7 @@ def test_an_empty_book_holds_too() -> None:
 
 def test_a_full_book_still_fits_one_message() -> None:
     holders = tuple(one.key for one in PROVIDERS)
-    book = OpenBook(BROKER, CHAIN, ORDER_ID)
+    book = OpenBook(BROKER, CHAIN, ORDER_ID, 2**32 - 1, [Span(2**31 + 2 * i, 1) for i in range(MAX_SPANS)])
     taken = 0
     for number in range(MAX_BIDS + 1):
         signer = Signer(number.to_bytes(32))
@@ -103,6 +106,10 @@ FORGERIES: list[tuple[str, Any, str]] = [
         lambda book: resign(book, bids=book.body.bids[::-1], root=compute_book_root(book.body.bids[::-1])),
         "R12.chain",
     ),
+    ("spans out of order", lambda book: resign(book, spans=(Span(5, 1), Span(0, 1))), "R12.spans"),
+    ("spans that overlap", lambda book: resign(book, spans=(Span(0, 2), Span(1, 1))), "R12.spans"),
+    ("an empty span", lambda book: resign(book, spans=(Span(0, 0),)), "R12.spans"),
+    ("another round", lambda book: resign(book, round=1), "R12.chain"),
     ("last changed", lambda book: resign(book, last=bytes(32)), "R12.chain"),
     (
         "a bid its provider never signed",
@@ -135,6 +142,7 @@ def test_two_heads_prove_equivocation() -> None:
     assert not is_equivocation(first.body, second.body)
     assert not is_equivocation(first.body, first.body)
     assert not is_equivocation(first.body, replace(other.body, order=bytes(32)))
+    assert not is_equivocation(first.body, replace(other.body, round=1))
 
 
 def test_a_hidden_bid_is_seen_by_who_holds_its_acknowledgement() -> None:
@@ -144,6 +152,7 @@ def test_a_hidden_bid_is_seen_by_who_holds_its_acknowledgement() -> None:
     assert [find_hidden_bid(closed, one.body, CHAIN) for one in given] == [False, False, True]
     moved = replace(closed, bids=closed.bids[::-1])
     assert find_hidden_bid(moved, given[0].body, CHAIN)
+    assert not find_hidden_bid(replace(moved, round=1), given[0].body, CHAIN)
 
 
 FAULTS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
@@ -156,6 +165,7 @@ FAULTS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("product out of range", {"price": 2**62}, {"limit": 2**63 - 1, "segments": 4, "cap": 2**63 - 1}, "R2.cap"),
     ("has run out", {"valid_until": NOW - 1}, {}, "R3.validity"),
     ("valid up to now", {"valid_until": NOW}, {}, ""),
+    ("valid for long enough", {"valid_until": NOW + 62_000}, {}, ""),
     ("valid for too long", {"valid_until": NOW + 62_001}, {}, "R3.validity"),
     ("too few lanes for the deadline", {"lanes": 1, "price": 1}, {"segments": 3, "deadline": NOW + 209_999}, "R3.time"),
     ("just enough lanes", {"lanes": 2, "price": 1}, {"segments": 3, "deadline": NOW + 150_000}, ""),
@@ -265,14 +275,20 @@ def test_anybody_can_check_the_award() -> None:
         book=closed.root,
         start=ORDER.start,
         runner_up=None,
+        closed=NOW,
         valid_until=NOW + 1,
     )
-    check_award(CHAIN, ORDER, closed, good)
+    check_award(CHAIN, ORDER, make_spec(), closed, good)
     dearer = compute_bid_id(CHAIN, closed.bids[0].body)
-    for bad in (replace(good, book=bytes(32)), replace(good, price=21), replace(good, bid=dearer, price=30)):
+    second = replace(good, bid=dearer, price=30)
+    for bad in (replace(good, book=bytes(32)), replace(good, price=21), replace(good, closed=NOW - 1), second):
         with pytest.raises(Refused) as refused:
-            check_award(CHAIN, ORDER, closed, bad)
+            check_award(CHAIN, ORDER, make_spec(), closed, bad)
         assert refused.value.rule == "R12.award"
+    used = frozenset({closed.bids[1].signature})
+    check_award(CHAIN, ORDER, make_spec(), closed, second, used)
+    with pytest.raises(Refused):
+        check_award(CHAIN, ORDER, make_spec(), closed, good, used)
 
 
 def test_reasons_have_room_in_the_book() -> None:
