@@ -39,6 +39,9 @@ LABEL = "tally"
 COVERED = ("@method", "@authority", "@path", "@query", "content-digest")
 """What every signature covers besides its own parameters."""
 
+BINDING = ("range", "upload-length", "upload-offset")
+"""Header fields that say which bytes are meant: where one is there, the signature covers it too."""
+
 WINDOW_MS = 60_000
 """Oldest request taken; nonces are remembered this long. A client's clock may be this wrong."""
 
@@ -144,7 +147,7 @@ def sign_request(signer: Signer, message: HttpMessage, digest: bytes, now: int, 
         nonce=nonce,
         label=LABEL,
         tag=TAG,
-        covered_component_ids=COVERED,
+        covered_component_ids=_list_covered(message),
         use_existing_digest=True,
     )
 
@@ -163,7 +166,8 @@ class RequestChecker:
         """
         # 1. Exactly one signature for us, over all that must be covered, by the key it names.
         try:
-            found = self._verifier.verify(message, max_age=None, expect_tag=TAG, require_components=COVERED)
+            covered = _list_covered(message)
+            found = self._verifier.verify(message, max_age=None, expect_tag=TAG, require_components=covered)
         except HTTPMessageSignaturesException as error:
             raise self._refuse(str(error)) from error
         if len(found) != 1:
@@ -200,6 +204,10 @@ class RequestChecker:
 
     def _refuse(self, why: str) -> BadRequestSignature:
         return BadRequestSignature(f"no valid signature on the request: {why}", rule="http.signature")
+
+
+def _list_covered(message: HttpMessage) -> tuple[str, ...]:
+    return (*COVERED, *(name for name in BINDING if name in message.headers))
 
 
 def _parse_content_digest(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The store: the signed order before it is sent, one driver per job, spoiled rows and blobs refused."""
+"""The store: the signed order before it is sent, one driver per job, spoiled rows refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import compute_digest
 from requester.purchase.deliveries import EMPTY
-from requester.store.blobs import BlobFolder
 from requester.store.jobs import JobStore
 from tests.requester.test_verify import GOOD
 from tests.requester.world import NOW, World, change
@@ -90,17 +89,3 @@ def test_spoiled_documents_are_refused(tmp_path: Path) -> None:
     store._connection.execute("UPDATE jobs SET documents = ?", (b"\x93",))
     with pytest.raises(Refused, match="codec"):
         store.load_documents(job)
-
-
-def test_a_blob_that_does_not_match_its_name_is_absent(tmp_path: Path) -> None:
-    folder = BlobFolder(tmp_path / "blobs")
-    digest = folder.put(b"data")
-    assert folder.put(b"data") == digest
-    assert folder.get(digest) == b"data"
-    assert folder.path(digest).stat().st_mode & 0o777 == 0o600
-    folder.path(digest).write_bytes(b"dat!")
-    assert folder.get(digest) is None
-    assert folder.get(compute_digest(b"absent")) is None
-    assert folder.get(compute_digest(b"")) == b""
-    folder.put(b"data")
-    assert folder.get(digest) == b"data"
