@@ -145,12 +145,11 @@ def _print(found: Case, report: CaseReport) -> None:
     members = describe_case(found)
     click.echo(f"job {members['job']}: {escape_line(members['title'])}")
     click.echo(f"chain {members['chain']}, ordered by {members['requester']}")
-    heading: int | None = None
-    for one in report.verdicts:
-        if one.lease != heading:
-            heading = one.lease
-            count = len(found.documents.leases)
-            click.echo("the job and the file" if heading is None else f"lease {heading + 1} of {count}")
+    place: int | None = None
+    for one in sorted(report.verdicts, key=lambda one: -1 if one.lease is None else one.lease):
+        if one.lease is not None and one.lease != place:
+            click.echo(f"lease {one.lease + 1} of {len(found.documents.leases)}")
+        place = one.lease
         click.echo(_show_verdict(one))
     for lease in report.leases:
         click.echo(_show_lease(lease))
@@ -179,6 +178,6 @@ def _show_lease(one: LeaseSummary) -> str:
         parts.append(f"{one.failed} failed")
     parts.append(f"{format_credits(one.paid)} credits, commission {format_credits(one.commission)}")
     if one.damages:
-        parts.append(f"{format_credits(one.damages)} damages from the provider")
+        parts.append(f"damages {format_credits(one.damages)}")
     parts.append(ACCEPTED.get(one.accepted, one.state))
     return "; ".join(parts)
