@@ -101,7 +101,7 @@ class JobSpec(Record, frozen=True, tag="job"):
     tolerance: Count
 
 
-def compute_item_root(items: Sequence[bytes]) -> bytes:
+def compute_item_root(items: Sequence[bytes | memoryview]) -> bytes:
     """What a `map` names as its start: RFC 6962 root over the digests of its packed items, in order."""
     return compute_root([compute_digest(item) for item in items])
 

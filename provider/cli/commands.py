@@ -12,7 +12,6 @@ from typing import Any
 import click
 import msgspec
 
-from broker.protocol import values
 from broker.protocol.jobs import Entry
 from chain import __version__
 from chain.base.errors import Unavailable
@@ -182,14 +181,14 @@ def _make_sample(memory: int) -> Task:
         tmp_bytes=256 << 20,
         shm_bytes=64 << 20,
     )
-    code, inputs = b"result = None\n", values.pack(((), {}))
     return Task(
         kind=Kind.RUN,
         order_id=os.urandom(32),
         first=0,
         count=1,
-        code=code,
+        code=b"result = None\n",
         entry=Entry.SCRIPT,
-        inputs=inputs,
+        function="",
+        inputs=Path(os.devnull),
         limits=limits,
     )

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 
 from broker.protocol import topics
-from broker.protocol.messages import sign_message
+from broker.protocol.messages import Offer, sign_message
 from chain.base.codec import decode
 from chain.base.errors import Refused, TallyError
 from chain.base.keys import Signed
@@ -21,7 +21,7 @@ from chain.ledger.transactions import GiveBack
 from chain.rpc.schema import LeaseView
 from chain.runtime.logs import get_logger, show_job
 from provider.bidding.desk import Funds, Promise, Rates
-from provider.daemon.host import HEARTBEAT_SECONDS, make_offer
+from provider.daemon.host import HEARTBEAT_SECONDS, make_farewell, make_offer
 from provider.daemon.lease import LeaseKeeper, Office
 from provider.daemon.links import Backoff, Gear, TaskSet
 from provider.daemon.office import Counter
@@ -29,7 +29,7 @@ from provider.daemon.settings import ProviderSettings
 from provider.daemon.transactions import Submitter
 from provider.daemon.workspace import name_machine
 from provider.work.events import LeaseOpened, LeaseState
-from provider.work.machine import UNFINISHED
+from provider.work.phases import UNFINISHED
 
 POLL_MS = 20_000
 """One long poll for the chain's events."""
@@ -103,10 +103,9 @@ class Daemon(Office):
         unfinished = keeper.replay() in UNFINISHED
         if view is None:
             view = await self.gear.chain.lease(lease)
-        state = LeaseState(view.state) if view is not None else None
-        if unfinished and (state is None or state.is_live):
-            self.counter.adopt(Promise(opened.announcement, opened.bid))
-        keeper.resume(state)
+        if unfinished and (view is None or LeaseState(view.state).is_live):
+            self.counter.adopt(Promise(opened.announcement, opened.bid), opened.count)
+        keeper.resume(view)
 
     # Stop
 
@@ -116,7 +115,7 @@ class Daemon(Office):
         """
         self.counter.is_open = False
         with contextlib.suppress(Refused):
-            await self.gear.bus.publish(topics.presence(self.gear.chain_id, self.gear.signer.key), b"", retain=True)
+            await self._publish(make_farewell(self.counter.offer, self.gear.clock.now()))
         await self._wait_quiet(self._settings.drain_s)
         for keeper in list(self.leases.values()):
             if not keeper.machine.is_quiet:
@@ -186,8 +185,8 @@ class Daemon(Office):
         keeper = self.leases.get(lease)
         if keeper is None:
             self._see_new(lease, view)
-        elif state is not LeaseState.OPEN:
-            keeper.move(state)
+        else:
+            keeper.move(view)
         self._count_funds()
         self._changed.set()
 
@@ -195,7 +194,7 @@ class Daemon(Office):
         if LeaseState(view.state) not in (LeaseState.OPEN, LeaseState.CALLED):
             return
         order_id = bytes.fromhex(view.order)
-        promise = self.counter.take_promise(order_id)
+        promise = self.counter.take_promise(order_id, view.count) if view.served == 0 else None
         if promise is None:
             self._log.error("a lease on a bid that is not known here is given back", job=show_job(order_id))
             self._tasks.start(self._give_back(lease))
@@ -206,11 +205,13 @@ class Daemon(Office):
             bid=promise.bid,
             first=view.first,
             count=view.count,
+            start=bytes.fromhex(view.start),
             opened=view.opened,
             deadline=view.deadline,
         )
         keeper = self._keep(opened)
         keeper.begin()
+        keeper.move(view)
         keeper.log.info("has a lease", segments=view.count, price=view.price)
         self.gear.workspace.drop_promise(order_id)
 
@@ -246,7 +247,11 @@ class Daemon(Office):
         self._count_funds()
         now = gear.clock.now()
         self.counter.offer = make_offer(gear.signer.key, gear.host, self._settings, self.counter.funds, now)
-        data = sign_message(gear.signer, gear.chain_id, self.counter.offer)
+        await self._publish(self.counter.offer)
+
+    async def _publish(self, offer: Offer) -> None:
+        gear = self.gear
+        data = sign_message(gear.signer, gear.chain_id, offer)
         await gear.bus.publish(topics.presence(gear.chain_id, gear.signer.key), data, retain=True)
 
     async def _keep_present(self) -> None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy
 
 from broker.protocol.jobs import Level, Runtime
@@ -15,6 +16,7 @@ from broker.protocol.messages import Offer
 from chain.base.errors import Unavailable
 from chain.runtime.home import tally_home
 from provider.bidding.desk import Funds
+from provider.bidding.pricing import make_tariff
 from provider.daemon.links import Host
 from provider.daemon.settings import ProviderSettings
 from provider.sandbox.abilities import HostAbilities
@@ -22,10 +24,10 @@ from provider.sandbox.executor import Sandbox
 from provider.sandbox.probe import SYSTEM_BWRAPS, probe
 from provider.sandbox.runtimes import RuntimeImage, build_image, get_default_folder
 
-OFFER_MS = 60_000
-"""How long an offer stands without being renewed."""
+OFFER_MS = 15_000
+"""How long an offer stands without being renewed: so soon a provider that vanished is missed."""
 
-HEARTBEAT_SECONDS = 20.0
+HEARTBEAT_SECONDS = 5.0
 """How often it is renewed."""
 
 _FEATURES = ("avx512f", "avx2", "avx", "sse4_2", "asimd")
@@ -104,4 +106,10 @@ def make_offer(key: bytes, host: Host, settings: ProviderSettings, funds: Funds,
         millicores=pool.millicores,
         segment_wall=settings.wall_s * 1_000,
         bond_free=free,
+        prices=make_tariff(settings.prices),
     )
+
+
+def make_farewell(offer: Offer, now: int) -> Offer:
+    """The word after which nobody waits for this provider any more: the same offer without slots."""
+    return msgspec.structs.replace(offer, sequence=max(now, offer.sequence + 1), valid_until=now + OFFER_MS, slots=0)

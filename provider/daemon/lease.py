@@ -2,33 +2,32 @@
 
 One `LeaseKeeper` per lease: it owns the machine's driver. Effects that wait run as tasks of their own and end with an
 event; `Kill` cancels the fetch or run, and nothing of it is heard afterwards. Not here: when a lease opens or ends on
-the chain (`daemon`), who gets a slot (`office`).
+the chain (`daemon`), who gets a slot (`office`), how it is run (`running`) and handed in (`handover`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
 from functools import partial
 from typing import Any, assert_never
 
 from broker.protocol import topics
 from broker.protocol.messages import Progress, sign_message
 from chain.base.errors import Fault, Refused, TallyError, Unavailable
-from chain.base.hashing import compute_digest
 from chain.base.keys import Signed
-from chain.ledger.terms.agreement import Kind
-from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Acceptance
+from chain.ledger.transactions import Extend
+from chain.rpc.schema import LeaseView
 from chain.runtime.driver import Driver
 from chain.runtime.logs import get_logger, show_job
 from provider.daemon.handover import HandOver
+from provider.daemon.inputs import fetch_inputs
 from provider.daemon.links import Backoff, Gear, TaskSet
-from provider.daemon.progress import TICK_MS, Reporter
+from provider.daemon.progress import Reporter
+from provider.daemon.running import Running
 from provider.daemon.transactions import Submitter
 from provider.daemon.workspace import name_machine
-from provider.sandbox.spec import Ended, Limits, LogChunk, SegmentDone, Started, Task
 from provider.work.events import (
     AcceptanceArrived,
     AskSlot,
@@ -47,8 +46,6 @@ from provider.work.events import (
     Report,
     Restarted,
     Run,
-    RunEnded,
-    SegmentRan,
     SlotGranted,
     Stopping,
     Submit,
@@ -58,7 +55,8 @@ from provider.work.events import (
     WorkEvent,
 )
 from provider.work.events import Task as LeaseTask
-from provider.work.machine import Phase, Work
+from provider.work.machine import Work
+from provider.work.phases import Phase
 
 Step = Callable[[], Coroutine[Any, Any, WorkEvent | None]]
 """Something that takes time and ends with an event."""
@@ -100,6 +98,7 @@ class LeaseKeeper:
         self._heard: Signed[Acceptance] | None = None
         self._submitter = Submitter(gear.signer, gear.chain_id, gear.chain, gear.clock)
         self._reporter = Reporter(opened.lease, gear.signer.key, opened.count, self._send_progress)
+        self._running = Running(gear, opened, self.folder, self._reporter, self._post)
         events: Any = WorkEvent
         self.driver: Driver[WorkEvent, WorkEffect] = Driver(
             name_machine(opened.lease),
@@ -120,19 +119,21 @@ class LeaseKeeper:
         self.driver.replay()
         return self.machine.phase
 
-    def resume(self, state: LeaseState | None) -> None:
+    def resume(self, view: LeaseView | None) -> None:
         """Go on after `replay`: hear what the chain says first."""
-        if state is not None and state is not LeaseState.OPEN:
-            self.move(state)
+        if view is not None:
+            self.move(view)
         self.driver.post(Restarted())
 
     def stop(self) -> None:
         """The daemon shuts down: give back what is not finished."""
         self.driver.post(Stopping())
 
-    def move(self, state: LeaseState) -> None:
-        """The chain says the lease is in this state."""
-        self.driver.post(read_state(state))
+    def move(self, view: LeaseView) -> None:
+        """The chain says how the lease stands; what is known is not heard again."""
+        event = read_view(view)
+        if isinstance(event, LeaseEnded) or not self.machine.has_heard(event):
+            self.driver.post(event)
 
     def hear_acceptance(self, acceptance: Signed[Acceptance]) -> None:
         """Somebody brought an acceptance; the same one is heard once."""
@@ -147,6 +148,9 @@ class LeaseKeeper:
         await self._tasks.close()
         await self.driver.close()
 
+    def _post(self, event: WorkEvent) -> None:
+        self.driver.post(event)
+
     def _perform(self, effect: WorkEffect) -> Coroutine[Any, Any, WorkEvent | None] | None:
         match effect:
             case Fetch():
@@ -158,11 +162,12 @@ class LeaseKeeper:
             case Kill():
                 self._kill()
             case Report():
-                self._reporter.add_record(effect.done, effect.record)
+                self._reporter.add_records(effect.done, effect.records)
             case FreeSlot():
                 self._office.free_slot(self.order_id)
             case PostReceipt():
-                self._reporter.flush()
+                if effect.provenance:
+                    self._reporter.flush()
                 self._tasks.start(self._tell(partial(HandOver(self._gear, self.opened, self.folder).post, effect)))
             case AwaitAcceptance():
                 self._listen()
@@ -196,137 +201,25 @@ class LeaseKeeper:
         if event is not None:
             self.driver.post(event)
 
-    # Inputs
+    # Inputs and the run
 
     async def _fetch(self, until: int) -> WorkEvent:
-        spec = self.opened.announcement.spec
         try:
             async with asyncio.timeout(max(0, until - self._gear.clock.now()) / 1_000):
-                await asyncio.gather(
-                    fetch_blob(self._gear, self.opened.lease, spec.code, spec.code_bytes),
-                    fetch_blob(self._gear, self.opened.lease, spec.inputs, spec.input_bytes),
-                )
-        except TallyError as error:
+                await fetch_inputs(self._gear, self.opened.lease, self.opened.announcement, self._find_state())
+        except (TallyError, OSError) as error:
             return FetchFailed(str(error)[:1_000])
         except TimeoutError:
             return FetchFailed("code or inputs did not come before the start window ended")
         return BlobsFetched()
 
-    # The run
-
     async def _run(self, effect: Run) -> WorkEvent:
-        fresh = effect.first == self.opened.first and effect.count > 0
-        self.folder.begin_log(fresh=fresh)
-        now = self._gear.clock.now()
-        self._reporter.begin(len(self.folder.log), max(0, now - self.opened.opened) // TICK_MS)
-        if effect.count == 0:
-            return self._end_run(effect.attempt, Ended(Cause.OK, Usage(), "", self._gear.host.level.value))
-        slot = await self._gear.slots.get()
-        try:
-            return await self._run_task(effect, self._make_task(effect), slot)
-        except (TallyError, OSError) as error:
-            self.log.error("the sandbox failed", error=str(error))
-            return self._end_run(effect.attempt, Ended(Cause.HOST, Usage(), str(error), ""))
-        finally:
-            self._gear.slots.put_nowait(slot)
+        return await self._running.run(effect, self._find_state())
 
-    async def _run_task(self, effect: Run, task: Task, slot: int) -> WorkEvent:
-        done, last = 0, None
-        async with aclosing(self._gear.executor.run(task, slot)) as events:
-            async for event in events:
-                match event:
-                    case Started():
-                        self.log.info("runs", slot=slot, segments=task.count)
-                    case LogChunk():
-                        self.folder.log += event.data
-                        self._reporter.add_log(event.data)
-                    case SegmentDone():
-                        done += 1
-                        last = self._read_segment(effect.attempt, event)
-                        if done < task.count and event.cause is Cause.OK:
-                            self.driver.post(last)
-                            last = None
-                    case Ended():
-                        if last is None and done < task.count and event.cause not in (Cause.OK, Cause.HOST):
-                            last = self._read_segment(effect.attempt, self._make_lost(effect, task, event, done))
-                        return self._end_run(effect.attempt, event, last)
-                    case _:
-                        assert_never(event)
-        raise Fault("the sandbox ended without a word", rule="sandbox.silent")
-
-    def _read_segment(self, attempt: int, done: SegmentDone) -> SegmentRan:
-        """What a segment left goes to the disk, what it was goes to the machine."""
-        output = self.folder.put(done.output)
-        error = self.folder.put(done.error.encode(errors="replace"))
-        self.folder.keep_log()
-        return SegmentRan(
-            attempt=attempt,
-            index=done.index,
-            input=done.input_digest,
-            output=output,
-            error=error,
-            cause=done.cause,
-            usage=done.usage,
-            started=done.started_ms,
-            dispatch=self._gear.host.dispatch,
-        )
-
-    def _make_lost(self, effect: Run, task: Task, ended: Ended, done: int) -> SegmentDone:
-        """The sandbox ended by the job's own doing before the segment could report: it is a segment all the same
-        (R9).
-        """
-        digest, now = compute_digest(task.inputs), self._gear.clock.now()
-        return SegmentDone(effect.first + done, ended.cause, digest, b"", ended.detail, ended.usage, now)
-
-    def _end_run(self, attempt: int, ended: Ended, last: SegmentRan | None = None) -> RunEnded:
-        self.folder.keep_log()
-        self.log.info("ended", cause=ended.cause.value, detail=ended.detail)
-        return RunEnded(
-            attempt=attempt,
-            cause=ended.cause,
-            detail=ended.detail[:1_000],
-            level=ended.level,
-            blas=self._gear.host.blas,
-            log=self.folder.put(bytes(self.folder.log)),
-            finished=self._gear.clock.now(),
-            last=last,
-        )
-
-    def _make_task(self, effect: Run) -> Task:
-        announcement = self.opened.announcement
-        spec, order = announcement.spec, announcement.order.body
+    def _find_state(self) -> bytes:
+        """What the next segment of a `train` begins with: the last committed state, which is on disk here."""
         papers = self.machine.papers
-        state = spec.inputs
-        if spec.kind is Kind.TRAIN and papers is not None and papers.records:
-            state = papers.records[-1].body.output
-        code, inputs = self.folder.get(spec.code), self.folder.get(state)
-        if code is None or inputs is None:
-            raise Unavailable("code or inputs are no longer on disk", rule="workspace.missing")
-        resources = spec.resources
-        limits = Limits(
-            memory_bytes=resources.memory_bytes,
-            cpu_ms=resources.cpu_ms,
-            wall_ms=order.segment_wall,
-            processes=resources.processes,
-            open_files=resources.open_files,
-            output_bytes=resources.output_bytes,
-            output_count=resources.output_count,
-            log_bytes=resources.log_bytes,
-            tmp_bytes=resources.tmp_bytes,
-            shm_bytes=resources.shm_bytes,
-            millicores=resources.millicores,
-        )
-        return Task(
-            kind=spec.kind,
-            order_id=self.order_id,
-            first=effect.first,
-            count=effect.count,
-            code=code,
-            entry=spec.entry,
-            inputs=inputs,
-            limits=limits,
-            seed=spec.seed,
-        )
+        return papers.records[-1].output if papers is not None and papers.records else self.opened.start
 
     # Bus, acceptance, chain
 
@@ -371,29 +264,17 @@ class LeaseKeeper:
                 await backoff.wait()
                 continue
             if view is not None:
-                state = LeaseState(view.state)
-                if not state.is_live or (state is LeaseState.DELIVERED and effect.task is not LeaseTask.SETTLE):
-                    return read_state(state)
+                event = read_view(view)
+                over = isinstance(event, LeaseEnded) or event.state is LeaseState.DELIVERED
+                if isinstance(event, LeaseEnded) or (over and effect.task is not LeaseTask.SETTLE):
+                    return event
+                if isinstance(effect.body, Extend) and view.served >= effect.body.receipt.body.count:
+                    return TransactionFinal(effect.task)
+                self.move(view)
             return TransactionRefused(effect.task, refusal.rule)
 
 
-def read_state(state: LeaseState) -> LeaseMoved | LeaseEnded:
-    """The event that tells a machine of its lease's state."""
-    return LeaseMoved(state) if state.is_live else LeaseEnded(state)
-
-
-async def fetch_blob(gear: Gear, lease: bytes, digest: bytes, size: int) -> None:
-    """Bring one blob into a lease's folder, waiting for a broker that is away or has not granted it yet. Raises
-    `Refused` or `Fault` where waiting can't help.
-    """
-    folder, backoff = gear.workspace.open_folder(lease), Backoff()
-    async with folder.get_lock(digest):
-        while folder.get(digest) is None:
-            try:
-                folder.put(await gear.broker.get_blob(digest, size))
-            except Unavailable:
-                await backoff.wait()
-            except Refused as error:
-                if error.rule == "blob.size":
-                    raise
-                await backoff.wait()
+def read_view(view: LeaseView) -> LeaseMoved | LeaseEnded:
+    """The event that tells a machine of its lease as the chain has it."""
+    state = LeaseState(view.state)
+    return LeaseMoved(state, view.served, view.held, view.called) if state.is_live else LeaseEnded(state)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -18,7 +19,7 @@ from chain.rpc.schema import AccountView, ChainInfo, EventsPage, LeaseView, TxOu
 from chain.runtime.clock import Clock
 from provider.daemon.workspace import Workspace
 from provider.sandbox.spec import SandboxEvent, Task
-from provider.work.machine import Patience
+from provider.work.phases import Patience
 
 
 class ChainLink(Protocol):
@@ -62,8 +63,20 @@ class BrokerLink(Protocol):
         """A blob."""
         ...
 
-    async def put_blob(self, data: bytes) -> bytes:
-        """Store a blob."""
+    async def get_file(
+        self, digest: bytes, path: Path, max_bytes: int, on_progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """A blob as a file, which is there whole or not at all."""
+        ...
+
+    async def put_many(self, blobs: Iterable[bytes]) -> tuple[bytes, ...]:
+        """Store small blobs together."""
+        ...
+
+    async def put_file(
+        self, path: Path, digest: bytes, size: int, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Store a file."""
         ...
 
     async def deliver(self, lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
@@ -78,8 +91,8 @@ class BrokerLink(Protocol):
 class Executor(Protocol):
     """What runs tasks: see `provider.sandbox.executor.Sandbox`."""
 
-    def run(self, task: Task, slot: int) -> AsyncGenerator[SandboxEvent, None]:
-        """Events of a task's stay; closing the generator ends the job."""
+    def batches(self, task: Task, slot: int, spool: Path) -> AsyncGenerator[list[SandboxEvent], None]:
+        """Events of a task's stay, all that are ready at once; closing the generator ends the job."""
         ...
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ A promise is on disk before its bid is sent. A bid is answered by an award (to u
 by running out. Awards are only hints: they let inputs be fetched ahead; work begins when the chain has the lease
 (R3). An order that finds no room is declined at once and kept in mind: if room is made before its auction closes, it
 gets a bid after all.
+
+One part of an order at a time: while a bid on it, or a lease of it, is ours, its later rounds find no room here.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from broker.protocol.messages import (
 from chain.base.codec import encode
 from chain.base.errors import Refused, TallyError
 from chain.base.keys import Signed
-from chain.ledger.terms.agreement import Award, compute_bid_id, compute_lease_id
+from chain.ledger.terms.agreement import Award, compute_bid_id, compute_lease_id, compute_order_id
 from chain.ledger.terms.work import Acceptance
 from chain.runtime.logs import get_logger, show_job
 from provider.bidding.desk import BidMade, Desk, Funds, Promise, Rates
-from provider.daemon.lease import fetch_blob
+from provider.daemon.inputs import fetch_inputs
 from provider.daemon.links import Gear, TaskSet
 
 FORGET_SECONDS = 2.0
@@ -63,7 +65,8 @@ class Counter:
         self._broker = broker
         self._tasks = TaskSet()
         self._waiting: dict[bytes, Callable[[], None]] = {}
-        self._leased: set[bytes] = set()
+        self._leased: dict[bytes, int] = {}
+        self._taken: dict[bytes, dict[int, int]] = {}
         self._ahead: dict[bytes, tuple[bytes, asyncio.Task[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._granting = False
@@ -76,12 +79,12 @@ class Counter:
         """Read the promises of an earlier life."""
         self.promises = self._gear.workspace.load_promises()
 
-    def adopt(self, promise: Promise) -> None:
-        """A lease of an earlier life still needs its slot."""
+    def adopt(self, promise: Promise, count: int) -> None:
+        """A lease of an earlier life, on so many segments, still needs its slot."""
         order_id = promise.bid.body.order
         self.promises[order_id] = promise
-        self._leased.add(order_id)
-        self.desk.confirm(promise, order_id, self._gear.clock.now())
+        self._leased[order_id] = count
+        self.desk.confirm(promise, order_id, count, self._gear.clock.now())
 
     def recover(self) -> None:
         """Book the bids of an earlier life again; forget those that can open no lease any more."""
@@ -119,7 +122,6 @@ class Counter:
             case Announcement():
                 await self._answer(body)
             case Award():
-                self._held.pop(body.order, None)
                 self._hear_award(body)
             case Withdrawal():
                 self._held.pop(body.order, None)
@@ -128,7 +130,9 @@ class Counter:
             case Acceptance():
                 self.on_acceptance(signed)
             case Book():
-                self._held.pop(body.order, None)
+                held = self._held.get(body.order)
+                if held is not None and held.round <= body.round:
+                    del self._held[body.order]
             case Acknowledgement():
                 pass
             case _:
@@ -140,7 +144,9 @@ class Counter:
             return
         now = gear.clock.now()
         self._forget()
-        made = self.desk.answer(announcement, self.offer, self.funds, now, os.urandom(16))
+        promise = self.promises.get(compute_order_id(gear.chain_id, announcement.order.body))
+        bound = promise.announcement.round if promise is not None else None
+        made = self.desk.answer(announcement, self.offer, self.funds, now, os.urandom(16), bound)
         if made is None:
             await self._repeat(announcement)
         elif isinstance(made, BidMade):
@@ -151,11 +157,12 @@ class Counter:
     async def _send_decline(self, decline: Signed[Decline], announcement: Announcement, now: int) -> None:
         """Decline at once, so that nobody waits for us; where room may be made, bid after all if it is in time."""
         gear, body = self._gear, decline.body
-        known = body.order in self._held
+        held = self._held.get(body.order)
+        known = held is not None and held.round == announcement.round
         may_pass = body.reason in PASSING and now < announcement.closes - HOLD_MS
         if not may_pass:
             self._held.pop(body.order, None)
-        elif not known and len(self._held) < MAX_HELD:
+        elif not known and (held is not None or len(self._held) < MAX_HELD):
             self._held[body.order] = announcement
             self._wake_held()
         if not known:
@@ -166,6 +173,7 @@ class Counter:
         gear, bid = self._gear, promise.bid
         self._held.pop(bid.body.order, None)
         self.promises[bid.body.order] = promise
+        self._taken.pop(bid.body.order, None)
         gear.workspace.store_promise(bid.body.order, promise, now)
         await gear.bus.publish(topics.up(gear.chain_id, gear.signer.key), encode(bid), expiry_s=60)
         self._log.info("bids", job=show_job(bid.body.order), price=bid.body.price)
@@ -202,7 +210,8 @@ class Counter:
         """The same order again: the broker was restarted, or our bid got lost. It gets the same bid."""
         gear = self._gear
         for promise in self.promises.values():
-            if promise.announcement.order == announcement.order:
+            known = promise.announcement
+            if (known.order, known.round) == (announcement.order, announcement.round):
                 up = topics.up(gear.chain_id, gear.signer.key)
                 await gear.bus.publish(up, encode(promise.bid), expiry_s=60)
 
@@ -211,37 +220,44 @@ class Counter:
         if promise is None or award.order in self._leased:
             return
         if award.bid != compute_bid_id(self._gear.chain_id, promise.bid.body):
-            self._drop(award.order)
-            return
-        if award.order not in self._ahead:
+            self._hear_other(promise, award)
+        elif award.order not in self._ahead:
             lease = compute_lease_id(self._gear.chain_id, award)
-            self._ahead[award.order] = (lease, self._tasks.start(self._fetch_ahead(promise, lease)))
+            self._ahead[award.order] = (lease, self._tasks.start(self._fetch_ahead(promise, lease, award.start)))
 
-    async def _fetch_ahead(self, promise: Promise, lease: bytes) -> None:
-        spec = promise.announcement.spec
+    def _hear_other(self, promise: Promise, award: Award) -> None:
+        """Somebody else serves a part of what we bid on. Our bid is answered once nothing of it is left."""
+        spans = promise.announcement.spans
+        if not any(span.first <= award.first < span.first + span.count for span in spans):
+            return
+        taken = self._taken.setdefault(award.order, {})
+        taken[award.first] = award.count
+        if sum(taken.values()) >= sum(span.count for span in spans):
+            self._drop(award.order)
+
+    async def _fetch_ahead(self, promise: Promise, lease: bytes, start: bytes) -> None:
         try:
-            await asyncio.gather(
-                fetch_blob(self._gear, lease, spec.code, spec.code_bytes),
-                fetch_blob(self._gear, lease, spec.inputs, spec.input_bytes),
-            )
-        except TallyError as error:
+            await fetch_inputs(self._gear, lease, promise.announcement, start)
+        except (TallyError, OSError) as error:
             self._log.info("not fetched ahead", why=str(error))
 
     # Leases and slots
 
-    def take_promise(self, order_id: bytes) -> Promise | None:
-        """A lease on this order is open: its promise moves to the lease's own journal, its booking stays."""
-        promise = self.promises.get(order_id)
+    def take_promise(self, order_id: bytes, count: int) -> Promise | None:
+        """A lease on so many segments of this order is open: its promise moves to the lease's own journal, its booking
+        shrinks to them. None where no bid is known that is not used yet.
+        """
+        promise = self.promises.get(order_id) if order_id not in self._leased else None
         if promise is not None:
-            self._leased.add(order_id)
-            self.desk.confirm(promise, order_id, self._gear.clock.now())
+            self._leased[order_id] = count
+            self.desk.confirm(promise, order_id, count, self._gear.clock.now())
         return promise
 
     def ask_slot(self, order_id: bytes, grant: Callable[[], None]) -> None:
         """Call `grant` once it is this order's turn. A second try of a job is booked again."""
         promise = self.promises.get(order_id)
         if promise is not None and self.desk.capacity.get(order_id) is None:
-            self.desk.confirm(promise, order_id, self._gear.clock.now())
+            self.desk.confirm(promise, order_id, self._leased.get(order_id, 1), self._gear.clock.now())
         self._waiting[order_id] = grant
         self._grant_soon()
 
@@ -254,7 +270,8 @@ class Counter:
     def end_lease(self, order_id: bytes) -> None:
         """The lease is over."""
         self.free_slot(order_id)
-        self._leased.discard(order_id)
+        self._leased.pop(order_id, None)
+        self._taken.pop(order_id, None)
         if self.promises.pop(order_id, None) is not None:
             self._gear.workspace.drop_promise(order_id)
         self._ahead.pop(order_id, None)
@@ -287,6 +304,7 @@ class Counter:
         """A bid is answered by no: its promise is void."""
         self.desk.release(order_id)
         self.promises.pop(order_id, None)
+        self._taken.pop(order_id, None)
         self._gear.workspace.drop_promise(order_id)
         lease, task = self._ahead.pop(order_id, (b"", None))
         if task is not None:

@@ -1,20 +1,20 @@
 """Progress on the bus: records and live output of one lease, in bounded frames, several events to a frame.
 
-Messages may be lost; what matters comes again with the receipt. A frame leaves when enough came together or a little
-time passed, at least one for each segment (design.md section 6, limits.md on frames).
+Messages may be lost; what matters comes again with the receipt. The first news after a pause leaves at once, so that a
+slow segment is heard of before the next one ends; what follows closely is gathered, since the bus bears few frames and
+many records in each (limits.md).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from broker.protocol.messages import LOG_CHUNK_BYTES, Progress
-from chain.base.keys import Signed
 from chain.ledger.terms.work import SegmentRecord
 
-FLUSH_SECONDS = 0.1
-"""How long news may wait for more."""
+FLUSH_SECONDS = 0.05
+"""Least time between two frames that are not full."""
 
 MAX_RECORDS = 64
 """Most records in a frame."""
@@ -32,11 +32,12 @@ class Reporter:
         self._total = total
         self._send = send
         self._done = 0
-        self._records: list[Signed[SegmentRecord]] = []
+        self._records: list[SegmentRecord] = []
         self._log = bytearray()
         self._offset = 0
         self._sequence = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._sent_at = -FLUSH_SECONDS
 
     def begin(self, offset: int, ticks: int) -> None:
         """A run begins: its log goes on at `offset`; `ticks` of `TICK_MS` have passed since the lease opened."""
@@ -44,20 +45,23 @@ class Reporter:
         self._log, self._offset = bytearray(), offset
         self._sequence = max(self._sequence, ticks)
 
-    def add_record(self, done: int, record: Signed[SegmentRecord]) -> None:
-        """A segment is over."""
+    def add_records(self, done: int, records: Sequence[SegmentRecord]) -> None:
+        """Segments are over, `done` in all."""
         self._done = done
-        self._records.append(record)
+        self._records += records
         self._soon(full=len(self._records) >= MAX_RECORDS)
 
     def add_log(self, data: bytes) -> None:
         """The job wrote something."""
+        if not data:
+            return
         self._log += data
         self._soon(full=len(self._log) >= LOG_CHUNK_BYTES)
 
     def flush(self) -> None:
         """Send all that waits."""
         self._stop_timer()
+        self._sent_at = asyncio.get_running_loop().time()
         while self._records or self._log:
             chunk = bytes(self._log[:LOG_CHUNK_BYTES])
             self._sequence += 1
@@ -82,10 +86,12 @@ class Reporter:
         self._log.clear()
 
     def _soon(self, *, full: bool) -> None:
+        loop = asyncio.get_running_loop()
+        due = self._sent_at + FLUSH_SECONDS
         if full:
             self.flush()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+            self._timer = loop.call_at(max(due, loop.time()), self.flush)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -26,7 +26,7 @@ from provider.daemon.links import Backoff, Gear
 from provider.daemon.settings import ProviderSettings
 from provider.daemon.transactions import Submitter
 from provider.daemon.workspace import Workspace
-from provider.work.machine import Patience
+from provider.work.phases import Patience
 
 T = TypeVar("T")
 

@@ -1,25 +1,22 @@
 """The provider's disk: a database for machines' journals and promises, and one folder per lease for blobs and log.
 
-Files are written whole before anything follows from them; after a crash of the machine itself a blob may be missing,
-which is found by its digest and makes the lease be given back rather than served wrongly. Inputs are files of a lease
-too, so that a restart needs no broker.
+What is in a lease's folder is written before its journal speaks of it (`provider.daemon.folder`). Inputs lie there too,
+so that a restart needs no broker.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
 from pathlib import Path
 
 import msgspec
 
-from chain.base.hashing import compute_digest
 from chain.runtime.database import open_database
 from chain.runtime.journal import SCHEMA, Journal
 from provider.bidding.desk import Promise
+from provider.daemon.folder import LeaseFolder
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 """Version of the database; another one is refused by name."""
 
 _PROMISE = "promise/"
@@ -39,7 +36,9 @@ class Workspace:
         self._decoder = msgspec.msgpack.Decoder(Promise)
 
     def close(self) -> None:
-        """Tidy up and close the database."""
+        """Tidy up and close the database and all folders."""
+        for folder in self._open.values():
+            folder.close()
         self.tidy()
         self._database.close()
 
@@ -110,63 +109,3 @@ class Workspace:
 def name_machine(lease: bytes) -> str:
     """Name of a lease's machine in the journal."""
     return f"{_LEASE}{lease.hex()}"
-
-
-class LeaseFolder:
-    """Blobs by digest, and the log, of one lease."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._blobs: dict[bytes, bytes] = {}
-        self._locks: dict[bytes, asyncio.Lock] = {}
-        self.log = bytearray()
-        self._kept = 0
-
-    def get_lock(self, digest: bytes) -> asyncio.Lock:
-        """Held by whoever brings this blob, so that it is brought once."""
-        return self._locks.setdefault(digest, asyncio.Lock())
-
-    def put(self, data: bytes) -> bytes:
-        """Keep a blob; returns its digest."""
-        digest = compute_digest(data)
-        if digest not in self._blobs and data:
-            self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            beside = self._path / f".{digest.hex()}"
-            beside.write_bytes(data)
-            os.replace(beside, self._path / digest.hex())
-            self._blobs[digest] = data
-        return digest
-
-    def get(self, digest: bytes) -> bytes | None:
-        """A blob, or None where it is not here (any more) as it was."""
-        if digest not in self._blobs:
-            try:
-                data = (self._path / digest.hex()).read_bytes()
-            except OSError:
-                data = b""
-            if compute_digest(data) != digest:
-                return None
-            self._blobs[digest] = data
-        return self._blobs[digest]
-
-    def begin_log(self, *, fresh: bool) -> None:
-        """Start the log anew, or go on with what an earlier run left on disk."""
-        self.log, self._kept = bytearray(), 0
-        if fresh:
-            (self._path / "log").unlink(missing_ok=True)
-        elif (self._path / "log").exists():
-            self.log += (self._path / "log").read_bytes()
-            self._kept = len(self.log)
-
-    def keep_log(self) -> None:
-        """Write what came to the log since."""
-        if self._kept < len(self.log):
-            self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(self._path / "log", "ab") as file:
-                file.write(self.log[self._kept :])
-            self._kept = len(self.log)
-
-    def remove(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self._path, ignore_errors=True)
-        self._blobs.clear()

@@ -134,6 +134,10 @@ class Work:
                 return settle(now)
         return ()
 
+    def has_heard(self, event: LeaseMoved) -> bool:
+        """Whether the chain's word is what is known already."""
+        return self._parts is not None and self._parts.standing.is_at(event)
+
     @property
     def is_quiet(self) -> bool:
         """Whether the lease can be left alone: delivered (silence accepts) or over."""

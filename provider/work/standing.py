@@ -41,6 +41,11 @@ class Standing:
         self.state, self.served, self.held, self.called = event.state, event.served, event.held, event.called
         return is_new
 
+    def is_at(self, event: LeaseMoved) -> bool:
+        """Whether this is how the lease stands."""
+        known = (self.state, self.served, self.held, self.called)
+        return known == (event.state, event.served, event.held, event.called)
+
     def refuse(self, task: Task) -> bool:
         """A transaction was refused; True where it should be asked again, since a longer receipt stands there now."""
         again = self._asked.get(task, self.served) != self.served

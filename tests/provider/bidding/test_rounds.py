@@ -173,7 +173,7 @@ RATE = st.integers(0, 10**6)
 
 
 @given(RATE, RATE, RATE, st.integers(1, 10**5), st.integers(1, 10**6))
-def test_a_bid_is_dearer_than_the_list_by_rounding_alone(
+def test_rounding_alone_makes_a_bid_dearer_than_the_list(
     base: int, core: int, gib: int, factor: int, wall: int
 ) -> None:
     prices = Prices(base, core, gib, factor)

@@ -18,7 +18,7 @@ from chain.runtime.database import open_database
 from chain.runtime.journal import SCHEMA, Journal
 from provider.daemon.workspace import STORE_VERSION, name_machine
 from provider.work.events import LeaseState
-from provider.work.machine import Phase
+from provider.work.phases import Phase
 from tests.provider import scene
 from tests.provider.daemon.world import World, until
 

@@ -15,8 +15,9 @@ from chain.base.hashing import compute_digest
 from chain.ledger.terms.agreement import compute_order_id
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.transactions import Deliver, GiveBack, Settle
+from provider.bidding.pricing import make_tariff
 from provider.work.events import LeaseState
-from provider.work.machine import Phase
+from provider.work.phases import Phase
 from tests.provider import scene
 from tests.provider.daemon.world import World, sign_acceptance, until
 
@@ -58,10 +59,13 @@ async def test_an_offer_says_what_is_here_and_goes_with_the_daemon(tmp_path: Pat
     await until(lambda: bool(world.offers))
     said = world.read_offer()
     assert (said.slots, said.millicores, said.runtimes) == (2, 2_000, (scene.RUNTIME,))
-    assert said.bond_free == 1_000_000_000 and said.valid_until > said.sequence
+    assert said.bond_free == 1_000_000_000 and said.sequence < said.valid_until <= said.sequence + 15_000
+    assert said.prices == make_tariff(world.settings.prices)
     await world.stop()
+    await until(lambda: world.wills == 1)
     await world.close()
-    assert offer and not world.hub.retained
+    farewell = world.read_offer()
+    assert offer and farewell.slots == 0 and farewell.sequence > said.sequence, "nobody waits for it any more"
 
 
 async def test_twenty_orders_at_once_on_two_slots_are_all_served(world: World) -> None:
@@ -114,7 +118,7 @@ async def test_work_begins_only_with_the_chain_and_inputs_come_with_the_award(wo
     await world.say(award, topics.down(scene.CHAIN, scene.PROVIDER.key))
     await until(lambda: sum(world.broker.fetched.values()) == 2)
     assert not world.daemon.leases and not world.executor.ran
-    lease = await world.open_award(order, award)
+    lease = await world.open_award(order, award, bid)
     await world.wait_state(lease, LeaseState.SETTLED)
     assert set(world.broker.fetched.values()) == {1}, "fetched twice"
 
@@ -146,7 +150,7 @@ async def test_a_job_that_fails_is_paid_for_its_segment(world: World, cause: Cau
     lease = await world.open_lease(world.make_order())
     await world.wait_state(lease, LeaseState.SETTLED)
     [record] = world.broker.deliveries[lease].records
-    assert record.body.cause is cause and world.broker.blobs[record.body.error]
+    assert record.cause is cause and world.broker.blobs[record.error]
 
 
 async def test_a_host_that_fails_once_is_tried_again_and_twice_is_given_back(world: World) -> None:

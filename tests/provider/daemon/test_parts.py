@@ -36,7 +36,7 @@ from provider.sandbox.runtimes import RuntimeImage
 from provider.work.events import LeaseState
 from provider.work.papers import Papers
 from tests.provider import scene
-from tests.provider.daemon.world import CREDIT, FakeChain
+from tests.provider.daemon.doubles import CREDIT, FakeChain
 
 # Progress
 

@@ -3,256 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from broker.auction.admission import Agreed
 from broker.bus import LocalBus, LocalHub, Will
-from broker.protocol import topics
+from broker.protocol import topics, values
 from broker.protocol.api import Delivery
-from broker.protocol.jobs import JobSpec, Level
+from broker.protocol.jobs import JobSpec, Level, compute_item_root
 from broker.protocol.messages import Announcement, Decline, Offer, Progress, read_from_provider, sign_message
 from chain.base.codec import encode
-from chain.base.errors import Fault, Refused, Unavailable
+from chain.base.errors import Fault
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed, Signer
-from chain.ledger.terms.agreement import Award, Bid, Order, compute_lease_id, compute_order_id
-from chain.ledger.terms.outcome import Cause, Usage
-from chain.ledger.terms.work import Acceptance, StorageReceipt, compute_receipt_id
-from chain.ledger.transactions import (
-    Deliver,
-    GiveBack,
-    RegisterProvider,
-    Settle,
-    SignedTransaction,
-    compute_transaction_id,
-)
-from chain.rpc.schema import AccountView, ChainInfo, EventsPage, LeaseView, LedgerEvent, TxOutcome
+from chain.ledger.terms.agreement import Award, Bid, Kind, Order, compute_lease_id, compute_order_id
+from chain.ledger.terms.work import Span
+from chain.rpc.schema import LeaseView
 from chain.runtime.clock import SystemClock
 from provider.daemon.daemon import Daemon
 from provider.daemon.links import Gear, Host
 from provider.daemon.settings import ProviderSettings
 from provider.daemon.workspace import Workspace
-from provider.sandbox.spec import Ended, LogChunk, SandboxEvent, SegmentDone, Started, Task
 from provider.work.events import LeaseState
-from provider.work.machine import Patience
+from provider.work.phases import Patience
 from tests.provider import scene
+from tests.provider.daemon.doubles import CREDIT, FakeBroker, FakeChain, FakeExecutor
 
-CREDIT = 1_000_000
-QUICK = Patience(acceptance=200, start=500, deadline=500, overhead=100)
-
-
-class FakeChain:
-    """Accounts and leases as the provider sees them. While `down` every call fails; `submitted` is what was tried."""
-
-    def __init__(self) -> None:
-        self.clock = SystemClock()
-        self.accounts: dict[bytes, AccountView] = {}
-        self.views: dict[bytes, LeaseView] = {}
-        self.final: dict[bytes, TxOutcome] = {}
-        self.submitted: list[Any] = []
-        self.done: Counter[tuple[str, str]] = Counter()
-        self.down = False
-        self.refuse: dict[type, str] = {}
-        self.fee = 1_000
-        self._log: list[LedgerEvent] = []
-        self._news = asyncio.Condition()
-
-    def fund(self, key: bytes, balance: int, bond: int = 0) -> None:
-        self.accounts[key] = AccountView(
-            key=key.hex(), known=True, balance=balance, provider=bond > 0, bond=bond, set_aside=0
-        )
-
-    def _check(self) -> None:
-        if self.down:
-            raise Unavailable("no chain node answers", rule="chain.unreachable")
-
-    async def info(self) -> ChainInfo:
-        self._check()
-        return ChainInfo(
-            version=1, software="fake", chain=scene.CHAIN.hex(), name="testnet", height=len(self._log),
-            time=self.clock.now(), seats=1, fee=self.fee, deposit=10_000, min_bond=CREDIT, private=False,
-        )  # fmt: skip
-
-    async def account(self, key: bytes) -> AccountView:
-        self._check()
-        unknown = AccountView(key=key.hex(), known=False, balance=0, provider=False, bond=0, set_aside=0)
-        return self.accounts.get(key, unknown)
-
-    async def lease(self, lease: bytes) -> LeaseView | None:
-        self._check()
-        return self.views.get(lease)
-
-    async def leases(
-        self,
-        provider: bytes | None = None,
-        requester: bytes | None = None,
-        order: bytes | None = None,
-        live: bool | None = None,
-    ) -> list[LeaseView]:
-        self._check()
-        return [view for view in self.views.values() if LeaseState(view.state).is_live is live]
-
-    async def events(self, topics: Sequence[bytes], after: int, wait_ms: int = 0) -> EventsPage:
-        self._check()
-        async with self._news:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_ms / 1000):
-                    await self._news.wait_for(lambda: len(self._log) > after or self.down)
-        self._check()
-        return EventsPage(next=len(self._log), events=self._log[after:])
-
-    async def submit(self, tx: SignedTransaction, wait_ms: int = 10_000) -> TxOutcome:
-        body, tx_id = tx.body.body, compute_transaction_id(tx.body)
-        self.submitted.append(body)
-        self._check()
-        if tx_id in self.final:
-            return self.final[tx_id]
-        rule = self.refuse.get(type(body))
-        if rule is not None:
-            raise Refused("refused by the test", rule=rule)
-        await self._apply(tx.body.sender, body)
-        self.final[tx_id] = TxOutcome(id=tx_id.hex(), height=len(self._log), time=self.clock.now())
-        return self.final[tx_id]
-
-    async def _apply(self, sender: bytes, body: Any) -> None:
-        match body:
-            case RegisterProvider(bond):
-                account = self.accounts[sender]
-                self.fund(sender, account.balance - bond - self.fee, account.bond + bond)
-            case Settle(receipt, acceptance):
-                assert acceptance.body.receipt == compute_receipt_id(scene.CHAIN, receipt.body)
-                await self._end(receipt.body.lease, LeaseState.SETTLED)
-            case Deliver(receipt, _):
-                await self._end(receipt.body.lease, LeaseState.DELIVERED)
-            case GiveBack(lease):
-                await self._end(lease, LeaseState.RETURNED)
-            case _:
-                raise Refused("not in this test", rule="test.body")
-
-    async def _end(self, lease: bytes, state: LeaseState) -> None:
-        view = self.views.get(lease)
-        if view is None or not LeaseState(view.state).is_live or view.state == state.value:
-            raise Refused("the lease is not live", rule="lease.unknown")
-        self.done[lease.hex(), state.value] += 1
-        await self.move(lease, state)
-
-    async def move(self, lease: bytes, state: LeaseState) -> None:
-        """Change a lease's state in a new block."""
-        view = msgspec.structs.replace(self.views[lease], state=state.value)
-        self.views[lease] = view
-        await self.happen(view)
-
-    async def happen(self, view: LeaseView) -> None:
-        self.views[bytes.fromhex(view.id)] = view
-        event = LedgerEvent(height=len(self._log) + 1, time=self.clock.now(), kind="lease", tx="", lease=view)
-        async with self._news:
-            self._log.append(event)
-            self._news.notify_all()
-
-    async def fail(self, down: bool = True) -> None:
-        async with self._news:
-            self.down = down
-            self._news.notify_all()
-
-
-class FakeBroker:
-    """Blobs, deliveries and acceptances; accepts for the requester at once while `accepting`."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[bytes, bytes] = {}
-        self.deliveries: dict[bytes, Delivery] = {}
-        self.down = False
-        self.accepting = True
-        self.refuse = ""
-        self.fetched: Counter[bytes] = Counter()
-
-    def _check(self) -> None:
-        if self.down:
-            raise Unavailable("no broker answers", rule="broker.unreachable")
-
-    async def get_blob(self, digest: bytes, max_bytes: int) -> bytes:
-        await asyncio.sleep(0)
-        self._check()
-        self.fetched[digest] += 1
-        if digest not in self.blobs:
-            raise Refused("no such blob", rule="blob.unknown")
-        if len(self.blobs[digest]) > max_bytes:
-            raise Refused("too long", rule="blob.size")
-        return self.blobs[digest]
-
-    async def put_blob(self, data: bytes) -> bytes:
-        self._check()
-        self.blobs[compute_digest(data)] = data
-        return compute_digest(data)
-
-    async def deliver(self, lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
-        await asyncio.sleep(0)
-        self._check()
-        if self.refuse:
-            raise Refused("refused by the test", rule=self.refuse)
-        for blob in delivery.blobs:
-            self.blobs[compute_digest(blob)] = blob
-        named = {delivery.receipt.body.log, *(one.body.output for one in delivery.records)} - {scene.EMPTY}
-        assert named <= set(self.blobs), "a blob was not handed in"
-        before = self.deliveries.setdefault(lease, delivery)
-        assert encode(before.receipt) == encode(delivery.receipt), "two receipts of one lease"
-        return scene.store(delivery.receipt)
-
-    async def acceptance(self, lease: bytes, wait_ms: int) -> Signed[Acceptance] | None:
-        await asyncio.sleep(0.01)
-        self._check()
-        if not self.accepting or lease not in self.deliveries:
-            return None
-        return scene.accept(self.deliveries[lease].receipt)
-
-
-class FakeExecutor:
-    """Runs what `script` says; knows what runs, what ran, and what was ended from outside."""
-
-    def __init__(self) -> None:
-        self.running: set[int] = set()
-        self.most = 0
-        self.ran: Counter[bytes] = Counter()
-        self.ended_early = 0
-        self.hold: asyncio.Event | None = None
-        self.causes: list[Cause] = []
-        self.log = b"hello\n"
-        self.closed = False
-
-    async def run(self, task: Task, slot: int) -> AsyncGenerator[SandboxEvent, None]:
-        assert slot not in self.running, "a slot is used twice at once"
-        self.running.add(slot)
-        self.most = max(self.most, len(self.running))
-        self.ran[task.order_id] += 1
-        finished = False
-        try:
-            cause = self.causes.pop(0) if self.causes else Cause.OK
-            if cause is Cause.HOST:
-                finished = True
-                yield Ended(Cause.HOST, Usage(), "the host failed", "")
-                return
-            yield Started(0)
-            yield LogChunk("out", self.log)
-            if self.hold is not None:
-                await self.hold.wait()
-            await asyncio.sleep(0.002)
-            output = b"output of " + task.inputs if cause is Cause.OK else b""
-            error = "" if cause is Cause.OK else "Traceback"
-            if cause is not Cause.OOM:  # as when the whole sandbox is killed
-                yield SegmentDone(0, cause, compute_digest(task.inputs), output, error, Usage(cpu_ms=1), 5)
-            finished = True
-            yield Ended(cause, Usage(cpu_ms=1), "" if cause is Cause.OK else f"it was {cause}", "ns")
-        finally:
-            self.ended_early += not finished
-            self.running.discard(slot)
-
-    def close(self) -> None:
-        self.closed = True
+QUICK = Patience(acceptance=200, start=500, deadline=500, overhead=100, leaving=500)
 
 
 class World:
@@ -269,6 +47,7 @@ class World:
         self.host = Host(Level.NS, (scene.RUNTIME,), "avx2", "openblas")
         self.heard: list[Any] = []
         self.offers: list[bytes] = []
+        self.wills = 0
         self.daemon: Daemon
         self.workspace: Workspace
         self._bus: LocalBus
@@ -318,8 +97,10 @@ class World:
 
     async def _listen(self, ear: LocalBus) -> None:
         async for topic, data in ear.messages():
-            if topic.endswith("presence"):
+            if topic.endswith("presence") and data:
                 self.offers.append(data)
+            elif topic.endswith("presence"):
+                self.wills += 1
             else:
                 self.heard.append(read_from_provider(data, scene.CHAIN))
 
@@ -329,6 +110,26 @@ class World:
         now = self.chain.clock.now()
         times = {"closes": now + 2_000, "deadline": now + span, "expiry": now + 2 * span}
         return scene.make_order(name, **times | changes)
+
+    def make_map(self, items: int, name: str = "map", **changes: Any) -> tuple[Order, JobSpec]:
+        """An order of a map over so many items, which lie at the broker."""
+        parts = [values.pack(f"item {number}") for number in range(items)]
+        return self.put_job(Kind.MAP, b"".join(values.pack_list(parts)), items, name, compute_item_root(parts), changes)
+
+    def make_train(self, steps: int, name: str = "train", **changes: Any) -> tuple[Order, JobSpec]:
+        """An order of a train of so many steps."""
+        return self.put_job(Kind.TRAIN, b"state 0", steps, name, compute_digest(b"state 0"), changes)
+
+    def put_job(
+        self, kind: Kind, inputs: bytes, segments: int, name: str, start: bytes, changes: dict[str, Any]
+    ) -> tuple[Order, JobSpec]:
+        self.broker.blobs[compute_digest(inputs)] = inputs
+        parallelism = changes.pop("parallelism", 1)
+        spec = scene.make_spec(
+            kind=kind, inputs=compute_digest(inputs), input_bytes=len(inputs), parallelism=parallelism
+        )
+        times = {"segments": segments, "segment_wall": 1_000, "start": start}
+        return self.make_order(name, spec=spec, **times | changes), spec
 
     def make_orders(self, count: int, span: int) -> list[Order]:
         """Orders of the same moment."""
@@ -341,8 +142,8 @@ class World:
         self.hub.send(topic or topics.orders(scene.CHAIN), data, retain=False)
         await asyncio.sleep(0)
 
-    async def announce(self, order: Order, spec: JobSpec = scene.SPEC) -> Announcement:
-        announcement = scene.announce(order, spec)
+    async def announce(self, order: Order, spec: JobSpec = scene.SPEC, **changes: Any) -> Announcement:
+        announcement = scene.announce(order, spec, **changes)
         await self.say(announcement)
         return announcement
 
@@ -357,21 +158,31 @@ class World:
     def progress(self, lease: bytes) -> list[Progress]:
         return [one.body for one in self.heard if isinstance(one.body, Progress) and one.body.lease == lease]
 
-    async def get_bid(self, order: Order, spec: JobSpec = scene.SPEC) -> Signed[Bid]:
-        await self.announce(order, spec)
-        await until(lambda: bool(self.bids(order)))
+    async def get_bid(self, order: Order, spec: JobSpec = scene.SPEC, **changes: Any) -> Signed[Bid]:
+        before = len(self.bids(order))
+        await self.announce(order, spec, **changes)
+        await until(lambda: len(self.bids(order)) > before)
         return self.bids(order)[-1]
 
-    async def open_lease(self, order: Order, *, award: bool = True, spec: JobSpec = scene.SPEC) -> bytes:
-        """Let our bid win; returns the lease."""
+    async def open_lease(
+        self,
+        order: Order,
+        *,
+        award: bool = True,
+        spec: JobSpec = scene.SPEC,
+        span: Span | None = None,
+        start: bytes | None = None,
+    ) -> bytes:
+        """Let our bid win (a span of the order); returns the lease."""
         bid = await self.get_bid(order, spec)
-        signed = scene.make_award(order, bid)
+        signed = scene.make_award(order, bid, span, start)
         if award:
             await self.say(signed, topics.down(scene.CHAIN, scene.PROVIDER.key))
-        return await self.open_award(order, signed)
+        return await self.open_award(order, signed, bid)
 
-    async def open_award(self, order: Order, award: Award) -> bytes:
+    async def open_award(self, order: Order, award: Award, bid: Signed[Bid] | None = None) -> bytes:
         lease = compute_lease_id(scene.CHAIN, award)
+        self.broker.agreed[lease] = Agreed(lease, award, (bid or scene.make_bid(order)).body, order.kind)
         await self.chain.happen(make_view(lease, order, award, self.chain.clock.now()))
         return lease
 
@@ -398,10 +209,11 @@ def make_view(lease: bytes, order: Order, award: Award, now: int) -> LeaseView:
     """An open lease as the chain shows it."""
     return LeaseView(
         id=lease.hex(), order=award.order.hex(), award="", requester=order.requester.hex(),
-        provider=scene.PROVIDER.key.hex(), auctioneer=order.auctioneer.hex(), state="open", replica=0, first=0,
-        count=award.count, price=award.price, commission_bps=100, locked=award.price, bond=award.price // 10, paid=0,
-        commission=0, refunded=0, burned=0, opened=now, deadline=order.deadline, timer=order.deadline, receipt="",
-        served=0,
+        provider=scene.PROVIDER.key.hex(), auctioneer=order.auctioneer.hex(), state="open", replica=0,
+        first=award.first, count=award.count, price=award.price, commission_bps=100, locked=award.price,
+        bond=award.price // 10, paid=0, commission=0, refunded=0, burned=0, opened=now, deadline=order.deadline,
+        timer=order.deadline, receipt="", served=0, held=award.count, cause="", called=0, damages=0,
+        start=award.start.hex(),
     )  # fmt: skip
 
 
