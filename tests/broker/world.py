@@ -208,17 +208,17 @@ def make_records(
 
 
 def sign_delivery(
-    award: Award, records: Sequence[SegmentRecord], signer: Signer = PROVIDERS[0], since: int = 0, **changes: Any
+    award: Award, made: Sequence[SegmentRecord], signer: Signer = PROVIDERS[0], since: int = 0, **changes: Any
 ) -> Delivery:
     """A receipt over these records of a lease, of which those from `since` on come along; without blobs."""
-    final = len(records) == award.count or (bool(records) and records[-1].cause is not Cause.OK)
+    final = len(made) == award.count or (bool(made) and made[-1].cause is not Cause.OK)
     receipt = Receipt(
         lease=compute_lease_id(CHAIN, award),
         provider=signer.key,
         first=award.first,
-        count=len(records),
-        records=compute_records_root(records),
-        cause=records[-1].cause if records else Cause.OK,
+        count=len(made),
+        records=compute_records_root(made),
+        cause=made[-1].cause if made else Cause.OK,
         usage=Usage(5, 1000, 9, 10, 10),
         environment=Environment("ns", bytes(32), 1, "openblas"),
         log=compute_digest(LOG) if final else EMPTY,
@@ -226,7 +226,7 @@ def sign_delivery(
         finished=NOW + 50,
     )
     signed = signer.sign(Tag.RECEIPT, CHAIN, replace(receipt, **changes))
-    return Delivery(signed, since, tuple(records[since:]), ())
+    return Delivery(signed, since, tuple(made[since:]), ())
 
 
 def make_delivery(
