@@ -210,7 +210,7 @@ def find_share(facts: ShareFacts) -> Share | None:
     if share is None or compute_bid_id(facts.chain, share.bid.body) not in facts.failed:
         return share
     had = facts.used | facts.failed | {compute_bid_id(facts.chain, one.bid.body) for one in shares}
-    gone = frozenset(one.signature for one in book.bids if compute_bid_id(facts.chain, one.body) in had - {award.bid})
+    gone = frozenset(one.signature for one in book.bids if compute_bid_id(facts.chain, one.body) in had)
     return replace_share(order, spec, Span(award.first, award.count), book, award.commission, gone)
 
 

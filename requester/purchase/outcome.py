@@ -40,9 +40,9 @@ class Gap:
 
 
 def is_covered(lots: Iterable[Lot], segments: int) -> bool:
-    """Whether every segment is settled, or lies in a lease of which nothing is accepted: no round can follow."""
-    done = (lot for lot in lots if not lot.is_gone and (lot.is_settled or lot.is_refused))
-    return sum(lot.taken.count for lot in done) >= segments
+    """Whether every segment is settled, or lies in a lease of which nothing is accepted: no other is waited for."""
+    refused = sum(lot.span.count for lot in lots if lot.is_refused)
+    return refused + sum(lot.taken.count for lot in lots if lot.is_settled and not lot.is_refused) >= segments
 
 
 def conclude(lots: Sequence[Lot], kind: Kind, segments: int) -> Outcome:
