@@ -19,11 +19,12 @@ from chain.ledger.terms.outcome import FINAL_FAILURES, Cause
 from chain.ledger.terms.work import Span, compute_receipt_id
 from requester.purchase import events as e
 from requester.purchase.lots import LAPSE_MARGIN_MS, RESULT_WAIT_MS, SETTLE_AFTER_MS
-from requester.purchase.machine import MAX_NOISE, Purchase
+from requester.purchase.machine import Purchase
 from requester.purchase.order import OPENING_MS
 from requester.purchase.phases import LEASE_ENDS, LEASE_WORDS, Phase
 from tests.requester.shell import Shell, end, kinds, look, make_found, make_map, replay, see, up_to_delivery
-from tests.requester.world import BROKER, CHAIN, LOG, NOW, OUTPUT, REQUESTER, RIVAL, World, change
+from tests.requester.test_adversary import forge_receipt, forge_record, wrong_usage
+from tests.requester.world import CHAIN, LOG, NOW, OUTPUT, REQUESTER, World, change
 
 ANNOUNCED = Announced(NOW, 0, (Span(0, 1),), 2, NOW + 2_000)
 
@@ -85,139 +86,6 @@ def test_records_and_segments_are_handed_on_once_they_are_verified() -> None:
     shell.tell(make_found(shell.world))
     (told,) = shell.get(e.TellSegments)
     assert told.records == shell.world.record_bodies
-
-
-# ---- what its signer answers for is never accepted ----
-
-
-def wrong_price(world: World) -> None:
-    world.award = BROKER.sign(Tag.AWARD, CHAIN, change(world.award_body, price=1_000_001))
-
-
-def wrong_book(world: World) -> None:
-    world.book = BROKER.sign(Tag.BOOK, CHAIN, change(world.book_body, last=bytes([1] * 32)))
-
-
-def wrong_usage(world: World) -> None:
-    world.receipt_body = change(world.receipt_body, usage=change(world.usage, cpu_ms=1))
-
-
-def error_of_success(world: World) -> None:
-    world.record_bodies = (change(world.record_bodies[0], error=compute_digest(world.log)),)
-
-
-FAULTS = [(wrong_price, "check.7"), (wrong_book, "check.17"), (wrong_usage, "check.30"), (error_of_success, "check.36")]
-
-
-@pytest.mark.parametrize(("spoil", "rule"), FAULTS)
-def test_what_fails_a_check_is_never_accepted(spoil: Any, rule: str) -> None:
-    world = World()
-    spoil(world)
-    shell = up_to_delivery(world)
-    shell.tell(make_found(world), e.Restarted(), see(world), world.delivered, World().delivered)
-    assert (shell.machine.phase, shell.machine.rule) == (Phase.REFUSED, rule)
-    assert shell.get(e.PostAcceptance) == []
-    assert [effect.rule for effect in shell.get(e.TellPhase)][-1] == rule
-    shell.tell(see(world, "settled", 9))
-    assert (shell.machine.phase, shell.machine.rule) == (Phase.REFUSED, rule)
-
-
-def test_a_refused_delivery_stays_refused_however_the_lease_ends() -> None:
-    world = World()
-    wrong_usage(world)
-    shell = up_to_delivery(world)
-    shell.tell(see(world, "expired", 9))
-    assert (shell.machine.phase, shell.machine.rule) == (Phase.REFUSED, "check.30")
-
-
-# ---- what its teller may have bent is ignored, and the genuine one still counts ----
-
-
-def forge_award(world: World) -> Any:
-    return change(world.awarded, award=RIVAL.sign(Tag.AWARD, CHAIN, world.award_body))
-
-
-def forge_bid(world: World) -> Any:
-    return change(world.awarded, bid=world.bids[0])
-
-
-def forge_lease(world: World) -> Any:
-    return change(world.awarded, lease=bytes(32))
-
-
-def forge_book(world: World) -> Any:
-    return change(world.closed, book=RIVAL.sign(Tag.BOOK, CHAIN, world.book_body))
-
-
-def forge_other_book(world: World) -> Any:
-    return change(world.closed, book=BROKER.sign(Tag.BOOK, CHAIN, change(world.book_body, order=bytes(32))))
-
-
-def forge_receipt(world: World) -> Any:
-    receipt = RIVAL.sign(Tag.RECEIPT, CHAIN, world.receipt_body)
-    return change(world.delivered, delivery=change(world.delivery, receipt=receipt))
-
-
-def forge_record(world: World) -> Any:
-    records = (change(world.records[0], output=compute_digest(world.log)),)
-    return change(world.delivered, delivery=change(world.delivery, records=records))
-
-
-def forge_nothing(world: World) -> Any:
-    return change(world.delivered, delivery=change(world.delivery, records=()))
-
-
-def forge_storage(world: World) -> Any:
-    return change(world.delivered, storage=RIVAL.sign(Tag.STORAGE, CHAIN, world.storage_body))
-
-
-def forge_time(world: World) -> Any:
-    body = change(world.storage_body, kept_until=NOW)
-    return change(world.delivered, storage=BROKER.sign(Tag.STORAGE, CHAIN, body))
-
-
-FORGERIES = [
-    (forge_award, "check.2"),
-    (forge_bid, "check.6"),
-    (forge_lease, "check.12"),
-    (forge_book, "check.13"),
-    (forge_other_book, "check.14"),
-    (forge_receipt, "check.20"),
-    (forge_record, "check.26"),
-    (forge_nothing, "check.23"),
-    (forge_storage, "check.32"),
-    (forge_time, "check.34"),
-]
-
-
-@pytest.mark.parametrize(("forge", "rule"), FORGERIES)
-@pytest.mark.parametrize("before", [True, False], ids=["first", "last"])
-def test_a_forgery_by_the_broker_is_ignored_and_the_genuine_one_counts(forge: Any, rule: str, *, before: bool) -> None:
-    shell = Shell()
-    w, lie = shell.world, forge(shell.world)
-    shell.tell(e.Restarted(), e.Submitted())
-    for genuine in (w.closed, w.awarded, w.opened, w.delivered):
-        told = (lie, genuine) if before else (genuine, lie)
-        shell.tell(*(told if type(genuine) is type(lie) else (genuine,)))
-    troubles = [effect.rule for effect in shell.get(e.TellTrouble)]
-    assert troubles == ([rule] if before or rule in ("check.2", "check.6", "check.12") else [])
-    shell.tell(make_found(w))
-    assert shell.machine.phase is Phase.ACCEPTED
-    assert shell.machine.documents.leases[0].receipt == w.receipt
-
-
-def test_a_broker_that_repeats_itself_without_end_is_heard_no_more() -> None:
-    shell = up_to_delivery()
-    w = shell.world
-    for _ in range(MAX_NOISE // 2 + 1):
-        shell.machine.handle(e.Heard(w.delivered, 1), NOW)
-    assert shell.machine.deaf
-    asked = shell.machine.handle(e.Restarted(), NOW)
-    assert e.Listen not in kinds(asked)
-    assert e.WatchChain in kinds(asked)
-    assert shell.machine.handle(e.Heard(end(), 2), NOW) == []
-    shell.feed(make_found(w), see(w, "settled", 9))
-    assert shell.machine.phase is Phase.SETTLED
 
 
 # ---- awards ----
