@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from broker.bus import MqttBus
-from broker.protocol.api import Submission
+from broker.protocol.api import PROTOCOL_VERSION, Submission
 from chain.base.errors import Refused
 from chain.base.units import MAX_INT
 from chain.runtime.clock import SystemClock
@@ -34,7 +34,9 @@ async def test_an_order_that_no_chain_would_open_is_refused_at_the_door(extreme:
         await market.add_seller()
         order = make_order(SystemClock().now(), **EXTREMES[extreme])
         with pytest.raises(Refused) as refused:
-            await market.client().submit(Submission(1, sign_order(order), make_spec(), (b"code of the job",)))
+            await market.client().submit(
+                Submission(PROTOCOL_VERSION, sign_order(order), make_spec(), (b"code of the job",))
+            )
         assert refused.value.rule in ("R1.window", "R6.answer", "R10.panel")
         assert not market.node.desk.live
 
@@ -45,7 +47,9 @@ async def test_an_order_from_nowhere_takes_no_place(tmp_path: Path) -> None:
         market.chain.balances[STRANGER.key] = 0
         order = make_order(SystemClock().now(), requester=STRANGER.key, cap=0, deposit=0)
         with pytest.raises(Refused) as refused:
-            await market.client(STRANGER).submit(Submission(1, sign_order(order, STRANGER), make_spec(), ()))
+            await market.client(STRANGER).submit(
+                Submission(PROTOCOL_VERSION, sign_order(order, STRANGER), make_spec(), ())
+            )
         assert refused.value.rule == "order.account"
         assert not market.node.desk.live
 

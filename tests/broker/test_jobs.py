@@ -9,29 +9,43 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from broker.protocol.api import Advanced, Announced, Ended, JobEvent
+from broker.auction.machine import Auction
+from broker.protocol.api import MAX_BODY_BYTES, Advanced, Announced, Ended, Events, JobEvent
 from broker.service import custody as custody_module
 from broker.service import directory as directory_module
 from broker.service import jobs as jobs_module
 from broker.service.blobs import BlobStore
 from broker.service.custody import Custody
 from broker.service.directory import SKEW_MS, Directory
-from broker.service.jobs import Archive, Job, page
+from broker.service.jobs import Archive, Job, LiveJob, page
+from broker.service.node import STORE_KIND, STORE_VERSION, open_stores
+from broker.service.settings import BrokerSettings
+from chain.base.codec import decode, encode
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import compute_digest
-from tests.broker.world import NOW, PROVIDERS, REQUESTER, STRANGER, make_offer
+from chain.ledger.terms.outcome import Cause, Usage
+from chain.ledger.terms.work import SegmentRecord, Span
+from chain.runtime.database import open_database
+from tests.broker.play import make_map
+from tests.broker.world import BROKER, HOUSE, NOW, PROVIDERS, REQUESTER, STRANGER, make_offer
 
 A, B = compute_digest(b"a"), compute_digest(b"b")
 LEASE = b"l" * 32
 
 
 def document(number: int) -> Announced:
-    return Announced(number, 0, 0)
+    return Announced(number, 0, (Span(0, 1),), 0, 0)
 
 
-def progress(number: int) -> Advanced:
-    return Advanced(number, LEASE, 0, 1, (), 0, b"")
+def progress(number: int, records: int = 0, log: bytes = b"") -> Advanced:
+    record = make_record()
+    return Advanced(number, LEASE, 0, 1, (record,) * records, 0, log)
+
+
+def make_record() -> SegmentRecord:
+    return SegmentRecord(LEASE, 0, PROVIDERS[0].key, A, A, A, Cause.OK, Usage(), NOW, "generic")
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 5), st.data())
@@ -85,7 +99,8 @@ def connect(schema: str) -> sqlite3.Connection:
 
 def make_job(number: int, posted: int = NOW) -> Job:
     job = Job(bytes([number]) * 32)
-    job.lease, job.requester, job.provider = bytes([100 + number]) * 32, REQUESTER.key, PROVIDERS[0].key
+    job.leases = {bytes([100 + 10 * part + number]) * 32: PROVIDERS[part].key for part in range(2)}
+    job.requester = REQUESTER.key
     job.title, job.posted = f"job {number}", posted
     job.documents = (document(1), Ended(2, "settled", "done"))
     return job
@@ -99,13 +114,61 @@ def test_the_archive_gives_back_what_it_was_given() -> None:
     found = archive.find(bytes([1]) * 32)
     assert found is not None
     assert vars(found) == vars(make_job(1, NOW + 1))
-    by_lease = archive.find_lease(bytes([101]) * 32)
-    assert by_lease is not None
-    assert by_lease.order_id == found.order_id
+    for lease in (101, 111):
+        by_lease = archive.find_lease(bytes([lease]) * 32)
+        assert by_lease is not None
+        assert by_lease.order_id == found.order_id
     assert [one.title for one in archive.summarize(REQUESTER.key, 2)] == ["job 2", "job 1"]
     assert archive.summarize(STRANGER.key, 2) == []
     archive.sweep(NOW + 1)
     assert [archive.find(bytes([number]) * 32) is None for number in range(3)] == [True, False, True]
+    assert [archive.find_lease(bytes([100 + number]) * 32) is None for number in range(3)] == [True, False, True]
+
+
+def test_a_store_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    """One that knows one lease per order is not read on trust."""
+    settings = BrokerSettings(home=str(tmp_path))
+    open_database(tmp_path / "broker.db", kind=STORE_KIND, version=STORE_VERSION - 1, schema="").close()
+    with pytest.raises(Refused) as refused:
+        open_stores(settings)
+    assert refused.value.rule == "store.version"
+    assert "older" in refused.value.message
+
+
+def make_live() -> LiveJob:
+    auction = Auction(BROKER, HOUSE)
+    driver: Any = None
+    return LiveJob(bytes(32), auction, driver)
+
+
+@pytest.mark.parametrize(("records", "log"), [(64, b""), (0, b"x" * 16_384)], ids=["records", "log"])
+def test_progress_in_memory_is_bounded_by_what_it_holds(records: int, log: bytes) -> None:
+    job = make_live()
+    one = progress(1, records, log)
+    each = len(log) + jobs_module.RECORD_BYTES * records
+    for _ in range(3 * jobs_module.PROGRESS_BYTES // each):
+        job.add_progress(one)
+    assert len(job.read(0).items) > 0
+    held = sum(len(step.log) + jobs_module.RECORD_BYTES * len(step.records) for _, step in job._progress)
+    assert jobs_module.PROGRESS_BYTES - each < held <= jobs_module.PROGRESS_BYTES
+
+
+def test_a_page_of_full_deliveries_can_be_decoded() -> None:
+    """Elements of one object are bounded by the codec, however much a job has to say."""
+    play = make_map(5_000, parallelism=1, deadline=NOW + 10**9, expiry=NOW + 10**10, cap=10**11)
+    play.bid(0)
+    for number in (1, 2):
+        play.decline(number)
+    play.open()
+    for count in (1_024, 2_048, 3_072, 4_096, 5_000):
+        play.hand_in(count)
+    seen: list[Any] = []
+    after = 0
+    while (got := page(play.auction.news, (), 0, after)).items:
+        blobs = (b"",) * 2_048
+        decoded = decode(encode(replace(got, blobs=blobs)), Events, max_bytes=MAX_BODY_BYTES)
+        seen, after = [*seen, *decoded.items], got.next
+    assert seen == play.auction.news
 
 
 def make_custody(quota: int = 100, capacity: int = 1_000) -> Custody:
@@ -175,10 +238,25 @@ def test_the_newest_offer_stands_until_it_has_run_out() -> None:
             directory.take(bad, NOW)
         assert refused.value.rule == rule
     assert [one.slots for one in directory.list_standing(NOW)] == [7]
+    assert directory.is_there(PROVIDERS[0].key, NOW)
+    assert not directory.is_there(PROVIDERS[0].key, NOW + 60_006)
     assert directory.list_standing(NOW + 60_006) == []
     directory.sweep(NOW + 60_006)
     assert len(directory) == 0
-    assert not directory.drop(PROVIDERS[0].key)
+
+
+def test_a_farewell_stands_against_older_offers() -> None:
+    """Who says an old offer again does not bring its provider back."""
+    directory = Directory()
+    directory.take(make_offer(NOW), NOW)
+    directory.take(make_offer(NOW + 5, slots=0), NOW + 5)
+    assert directory.list_standing(NOW + 5) == []
+    with pytest.raises(Refused) as refused:
+        directory.take(make_offer(NOW + 4), NOW + 5)
+    assert refused.value.rule == "offer.stale"
+    assert not directory.is_refresh(make_offer(NOW + 6))
+    directory.take(make_offer(NOW + 6), NOW + 6)
+    assert directory.is_there(PROVIDERS[0].key, NOW + 6)
 
 
 def test_offers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +290,8 @@ async def test_a_killed_upload_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "incoming" / "half").write_bytes(b"half")
     await store.write(A, b"a")
     store.prepare()
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [A.hex()]
+    assert list((tmp_path / "incoming").iterdir()) == []
+    assert store.measure(A) == 1
     with pytest.raises(Refused) as refused:
         store.get_path(b"short")
     assert refused.value.rule == "blob.name"
