@@ -106,7 +106,7 @@ class Uploads:
     async def receive(self, piece: Piece, chunks: AsyncIterator[bytes], now: int) -> bool:
         """Take a piece; says whether the blob is whole, safe and held by the account now. Raises `WrongOffset`,
         `Refused` (`upload.length`, `upload.many`, `blob.size`, `blob.quota`, `blob.digest`, `http.digest`) or
-        `Unavailable` (`blob.full`, `upload.many`).
+        `Unavailable` (`blob.full`, `upload.full`).
         """
         key = (piece.account, piece.digest)
         upload = self._known.get(key) or self._begin(piece, now)
@@ -127,7 +127,8 @@ class Uploads:
                     raise
                 return True
         finally:
-            if upload.size == 0 and not upload.lock.locked() and self._known.get(key) is upload:
+            begun = upload.size > 0 and upload.path.exists()
+            if not begun and not upload.lock.locked() and self._known.get(key) is upload:
                 self._forget(key)
 
     def sweep(self, now: int) -> None:
@@ -144,7 +145,7 @@ class Uploads:
         if piece.length > self._store.max_bytes:
             raise Refused(f"a blob has at most {self._store.max_bytes} bytes here", rule="blob.size")
         if len(self._known) >= MAX_UPLOADS:
-            raise Unavailable(f"{MAX_UPLOADS} uploads are under way; try later", rule="upload.many")
+            raise Unavailable(f"{MAX_UPLOADS} uploads are under way; try later", rule="upload.full")
         if sum(account == piece.account for account, _ in self._known) >= MAX_UPLOADS_EACH:
             raise Refused(f"{MAX_UPLOADS_EACH} uploads of this account are under way", rule="upload.many")
         self._custody.reserve(piece.account, piece.length)
