@@ -1,4 +1,4 @@
-"""Parts of the shell one by one: progress frames, disk, transactions, account, settings, hand-over."""
+"""Parts of the shell one by one: promises on disk, transactions, account, settings, wiring."""
 
 from __future__ import annotations
 
@@ -8,123 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from broker.protocol.api import INLINE_BYTES, Info
+from broker.protocol.api import Info
 from broker.protocol.jobs import Level
-from broker.protocol.messages import LOG_CHUNK_BYTES, MAX_MESSAGE_BYTES, Progress, sign_message
 from chain.base.errors import Fault, Refused, TallyError, Unavailable
-from chain.base.keys import Signed, show_key
-from chain.ledger.terms.work import SegmentRecord
+from chain.base.keys import show_key
 from chain.ledger.transactions import GiveBack, RegisterProvider, SignedTransaction, compute_transaction_id
 from chain.rpc.schema import TxOutcome
 from provider.bidding.desk import Funds, Promise
 from provider.bidding.pricing import compute_price
 from provider.daemon.account import RESERVE_FEES, ensure_registered
-from provider.daemon.handover import MAX_INLINE, split_blobs
 from provider.daemon.host import describe, find_blas, find_dispatch, find_runtimes, make_offer, open_sandbox
 from provider.daemon.lease import Office
 from provider.daemon.links import Host, TaskSet
-from provider.daemon.progress import MAX_RECORDS, Reporter
 from provider.daemon.service import check_broker, wait_for
 from provider.daemon.settings import ProviderSettings, read_memory
 from provider.daemon.transactions import VALIDITY_MS, Submitter
-from provider.daemon.workspace import LeaseFolder, Workspace
+from provider.daemon.workspace import Workspace
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.runtimes import RuntimeImage
 from provider.work.events import LeaseState
-from provider.work.papers import Papers
 from tests.provider import scene
 from tests.provider.daemon.doubles import CREDIT, FakeChain
 
-# Progress
-
-
-def make_reporter() -> tuple[Reporter, list[Progress]]:
-    frames: list[Progress] = []
-    return Reporter(bytes(32), scene.PROVIDER.key, 1_000, frames.append), frames
-
-
-def make_record() -> Signed[SegmentRecord]:
-    return Papers(scene.PROVIDER, scene.CHAIN, scene.open_lease()).add_record(scene.ran())
-
-
-async def test_news_is_gathered_and_sent_soon() -> None:
-    reporter, frames = make_reporter()
-    reporter.begin(0, 7)
-    reporter.add_log(b"a")
-    reporter.add_log(b"b")
-    reporter.add_record(1, make_record())
-    assert not frames
-    async with asyncio.timeout(5):
-        while not frames:
-            await asyncio.sleep(0.01)
-    [frame] = frames
-    assert (frame.log, frame.done, len(frame.records), frame.sequence, frame.total) == (b"ab", 1, 1, 8, 1_000)
-
-
-async def test_frames_are_bounded_complete_and_in_order() -> None:
-    reporter, frames = make_reporter()
-    reporter.begin(100, 0)
-    record, text = make_record(), bytes(range(256)) * 300
-    reporter.add_log(text)
-    for done in range(1, 151):
-        reporter.add_record(done, record)
-    reporter.flush()
-    reporter.flush()
-    assert b"".join(frame.log for frame in frames) == text
-    assert sum(len(frame.records) for frame in frames) == 150
-    assert [frame.sequence for frame in frames] == list(range(1, len(frames) + 1))
-    offset = 100
-    for frame in frames:
-        assert frame.log_offset == offset and len(frame.log) <= LOG_CHUNK_BYTES and len(frame.records) <= MAX_RECORDS
-        assert len(sign_message(scene.PROVIDER, scene.CHAIN, frame)) <= MAX_MESSAGE_BYTES
-        offset += len(frame.log)
-
-
-async def test_a_new_run_drops_what_waited_and_counts_on() -> None:
-    reporter, frames = make_reporter()
-    reporter.begin(0, 50)
-    reporter.add_log(b"old")
-    reporter.begin(0, 20)
-    reporter.flush()
-    assert not frames
-    reporter.add_log(b"new")
-    reporter.flush()
-    assert (frames[0].log, frames[0].log_offset, frames[0].sequence) == (b"new", 0, 51)
-
-
 # Disk
-
-
-def test_blobs_are_whole_or_absent(tmp_path: Path) -> None:
-    folder = LeaseFolder(tmp_path / "lease")
-    digest = folder.put(b"data")
-    assert folder.put(b"data") == digest and folder.get(digest) == b"data"
-    again = LeaseFolder(tmp_path / "lease")
-    assert again.get(digest) == b"data" and again.get(bytes(32)) is None
-    (tmp_path / "lease" / digest.hex()).write_bytes(b"dat")
-    assert LeaseFolder(tmp_path / "lease").get(digest) is None
-    assert folder.get(folder.put(b"")) == b""
-    folder.remove()
-    folder.remove()
-    assert not (tmp_path / "lease").exists() and folder.get(digest) is None
-
-
-def test_a_log_goes_on_where_it_was_kept(tmp_path: Path) -> None:
-    folder = LeaseFolder(tmp_path)
-    folder.begin_log(fresh=True)
-    folder.log += b"one\n"
-    folder.keep_log()
-    folder.log += b"lost"
-    again = LeaseFolder(tmp_path)
-    again.begin_log(fresh=False)
-    again.log += b"two\n"
-    again.keep_log()
-    assert bytes(again.log) == (tmp_path / "log").read_bytes() == b"one\ntwo\n"
-    again.begin_log(fresh=True)
-    assert not again.log and not (tmp_path / "log").exists()
 
 
 def test_promises_outlive_the_daemon(tmp_path: Path) -> None:
@@ -337,15 +244,6 @@ async def test_tasks_end_even_if_one_loses_a_cancellation() -> None:
     await asyncio.sleep(0)
     await tasks.close()
     assert task.cancelled() and lost == [1]
-
-
-@given(st.lists(st.integers(0, 2 * INLINE_BYTES), max_size=100))
-def test_blobs_ride_along_as_far_as_they_fit(sizes: list[int]) -> None:
-    blobs = [bytes(size) for size in sizes[:4]] + [b"x" * min(size, 64) for size in sizes[4:]]
-    small, large = split_blobs(blobs)
-    assert sorted(map(len, small + large)) == sorted(map(len, blobs))
-    assert sum(map(len, small)) <= INLINE_BYTES and len(small) <= MAX_INLINE
-    assert not large or len(small) == MAX_INLINE or sum(map(len, small)) + len(large[0]) > INLINE_BYTES
 
 
 def test_an_office_is_an_interface() -> None:

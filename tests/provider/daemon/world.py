@@ -128,8 +128,8 @@ class World:
         spec = scene.make_spec(
             kind=kind, inputs=compute_digest(inputs), input_bytes=len(inputs), parallelism=parallelism
         )
-        times = {"segments": segments, "segment_wall": 1_000, "start": start}
-        return self.make_order(name, spec=spec, **times | changes), spec
+        terms: dict[str, Any] = {"spec": spec, "segments": segments, "segment_wall": 1_000, "start": start}
+        return self.make_order(name, **terms | changes), spec
 
     def make_orders(self, count: int, span: int) -> list[Order]:
         """Orders of the same moment."""
