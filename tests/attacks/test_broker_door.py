@@ -35,7 +35,7 @@ async def test_an_order_that_no_chain_would_open_is_refused_at_the_door(extreme:
         order = make_order(SystemClock().now(), **EXTREMES[extreme])
         with pytest.raises(Refused) as refused:
             await market.client().submit(
-                Submission(PROTOCOL_VERSION, sign_order(order), make_spec(), (b"code of the job",))
+                Submission(PROTOCOL_VERSION, sign_order(order), make_spec(kind=order.kind), ())
             )
         assert refused.value.rule in ("R1.window", "R6.answer", "R10.panel")
         assert not market.node.desk.live

@@ -28,6 +28,7 @@ from tests.broker.world import (
     INPUTS,
     LOG,
     OUTPUT,
+    PROVENANCE,
     PROVIDERS,
     REQUESTER,
     make_acceptance,
@@ -79,7 +80,7 @@ async def test_deliveries_and_acceptances_of_which_one_byte_changed_are_refused(
         desk, seller = market.node.desk, await market.add_seller()
         _, award = await open_lease(market, seller)
         lease = compute_lease_id(CHAIN, award)
-        for blob in (OUTPUT, LOG):
+        for blob in (OUTPUT, LOG, PROVENANCE):
             await market.client(PROVIDERS[0]).put_blob(blob)
         delivery = msgspec.structs.replace(make_delivery(award), blobs=())
         data, provider = encode(delivery), PROVIDERS[0].key

@@ -19,6 +19,7 @@ from broker.protocol.api import (
     Closed,
     Delivered,
     Ended,
+    Left,
     Opened,
     Unmatched,
 )
@@ -37,6 +38,7 @@ from tests.broker.world import (
     INPUTS,
     LOG,
     OUTPUT,
+    PROVENANCE,
     PROVIDERS,
     REQUESTER,
     STRANGER,
@@ -78,7 +80,8 @@ async def test_an_order_becomes_a_paid_lease(tmp_path: Path) -> None:
         await follow(requester, order_id, Advanced)
         delivery = make_delivery(award)
         storage = await provider.deliver(lease, delivery)
-        assert verify(storage, Tag.STORAGE, CHAIN, BROKER.key).size == len(OUTPUT) + len(LOG)
+        size = len(OUTPUT) + len(LOG) + len(PROVENANCE)
+        assert verify(storage, Tag.STORAGE, CHAIN, BROKER.key).size == size
         assert await provider.deliver(lease, delivery) == storage
         assert await provider.acceptance(lease, 0) is None
         acceptance = make_acceptance(delivery)
@@ -88,7 +91,7 @@ async def test_an_order_becomes_a_paid_lease(tmp_path: Path) -> None:
         await market.chain.end(lease)
         seen = await follow(requester, order_id, Ended)
         documents = [type(one) for one in seen if not isinstance(one, Advanced)]
-        assert documents == [Announced, Closed, Awarded, Opened, Delivered, Accepted, Ended]
+        assert documents == [Announced, Closed, Awarded, Opened, Delivered, Accepted, Left, Ended]
         assert check_book(CHAIN, BROKER.key, seen[1].book).bids
         await eventually(lambda: not market.node.desk.live)
         assert [one.state for one in await requester.orders()] == ["settled"]
@@ -145,7 +148,7 @@ async def test_who_holds_which_blob_follows_from_the_journal(tmp_path: Path) -> 
         for signer in (REQUESTER, PROVIDERS[0]):
             for data in (INPUTS, OUTPUT, LOG):
                 assert await market.client(signer).get_blob(compute_digest(data), 1_000) == data
-        assert market.node.parts.custody.compute_held(PROVIDERS[0].key) == len(OUTPUT) + len(LOG)
+        assert market.node.parts.custody.compute_held(PROVIDERS[0].key) == len(OUTPUT) + len(LOG) + len(PROVENANCE)
 
 
 async def test_the_lease_ended_while_the_broker_was_away(tmp_path: Path) -> None:
@@ -153,10 +156,10 @@ async def test_the_lease_ended_while_the_broker_was_away(tmp_path: Path) -> None
         seller = await market.add_seller()
         order_id, award = await open_lease(market, seller)
         await market.stop_node()
-        await market.chain.end(compute_lease_id(CHAIN, award), "expired")
+        await market.chain.end(compute_lease_id(CHAIN, award), "settled")
         await market.start_node()
         seen = await follow(market.client(), order_id, Ended)
-        assert seen[-1].state == "expired"
+        assert seen[-1].state == "settled"
 
 
 async def test_the_chain_is_away_when_a_lease_should_open(tmp_path: Path) -> None:
