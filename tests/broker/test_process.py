@@ -19,7 +19,7 @@ import pytest
 
 from broker.bus import MqttBus, Will
 from broker.protocol import topics
-from broker.protocol.api import Awarded, Ended, Opened, Submission
+from broker.protocol.api import PROTOCOL_VERSION, Awarded, Ended, Opened, Submission
 from broker.protocol.messages import Announcement, read_from_broker
 from broker.rpc.client import BrokerClient
 from chain import __version__
@@ -172,7 +172,7 @@ async def test_a_broker_killed_at_any_point_loses_nothing(real_chain: Parts, mom
             while not (await requester.info()).providers:
                 await asyncio.sleep(0.02)
         order = world.make_order(now(), closes=now() + 20_000, auctioneer=world.BROKER.key, holders=(world.BROKER.key,))
-        submission = Submission(1, world.sign_order(order), world.make_spec(), (CODE, INPUTS))
+        submission = Submission(PROTOCOL_VERSION, world.sign_order(order), world.make_spec(), (CODE, INPUTS))
         order_id = await requester.submit(submission)
         assert order_id == compute_order_id(chain_id, order)
         await hear(bus, chain_id, Announcement)
