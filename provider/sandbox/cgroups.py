@@ -23,6 +23,7 @@ _LEAF: Final = ".daemon"
 _PATIENCE: Final = 400
 """Looks at a group that should be empty, two seconds in all."""
 _PERIOD_US: Final = 100_000
+_PAGE: Final = 4096
 _MOUNTS: Final = "/proc/self/mountinfo"
 _OWN: Final = "/proc/self/cgroup"
 _V1_NEEDED: Final = ("memory", "pids", "cpuacct")
@@ -120,6 +121,7 @@ class Cgroup:
         self.version = version
         self._folders = folders
         self._unique = list(dict.fromkeys(folders.values()))
+        self._figures: dict[Path, int] = {}
 
     def add(self, pid: int) -> None:
         """Puts a process, and so all it will fork, into the group."""
@@ -130,15 +132,22 @@ class Cgroup:
         """The kernel's figures."""
         memory = self._folders["memory"]
         if self.version == 2:
-            cpu = _read_field(self._folders["cpu"] / "cpu.stat", "usage_usec")
+            cpu = _find_field(self._read(self._folders["cpu"] / "cpu.stat"), b"usage_usec")
             peak = memory / "memory.peak"
-            used = _read_int(peak if peak.exists() else memory / "memory.current")
-            return Reading(cpu, used, _read_field(memory / "memory.events", "oom_kill"))
+            used = int(self._read(peak if peak in self._figures or peak.exists() else memory / "memory.current"))
+            return Reading(cpu, used, _find_field(self._read(memory / "memory.events"), b"oom_kill"))
         return Reading(
-            _read_int(self._folders["cpuacct"] / "cpuacct.usage") // 1000,
-            _read_int(memory / "memory.max_usage_in_bytes"),
-            _read_field(memory / "memory.oom_control", "oom_kill"),
+            int(self._read(self._folders["cpuacct"] / "cpuacct.usage")) // 1000,
+            int(self._read(memory / "memory.max_usage_in_bytes")),
+            _find_field(self._read(memory / "memory.oom_control"), b"oom_kill"),
         )
+
+    def _read(self, path: Path) -> bytes:
+        """A file of the kernel, which is opened once: it is read hundreds of times a second."""
+        descriptor = self._figures.get(path)
+        if descriptor is None:
+            descriptor = self._figures[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(descriptor, _PAGE, 0)
 
     def kill(self) -> bool:
         """Kills everything in the group once, and says whether anything was there."""
@@ -167,6 +176,8 @@ class Cgroup:
 
     def remove(self) -> bool:
         """Removes the folders; False where the kernel still finds someone in one."""
+        while self._figures:
+            os.close(self._figures.popitem()[1])
         left = [folder for folder in self._unique if not _remove(folder)]
         return not left
 
@@ -316,13 +327,9 @@ def _write(path: Path, value: str, *, needed: bool = True) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _read_int(path: Path) -> int:
-    return int(path.read_text())
-
-
-def _read_field(path: Path, name: str) -> int:
-    for line in path.read_text().splitlines():
-        key, _, value = line.partition(" ")
+def _find_field(text: bytes, name: bytes) -> int:
+    for line in text.splitlines():
+        key, _, value = line.partition(b" ")
         if key == name:
             return int(value)
     return 0

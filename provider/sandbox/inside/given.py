@@ -10,8 +10,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 
-from broker.protocol import values
+from broker.protocol import containers, values
 
 TYPE_CHECKING = False  # typing costs 5 ms at each start
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _COPY = 1 << 24
+_LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def take_over(file: int, memory: int) -> None:
@@ -38,6 +40,34 @@ def open_inputs(memory: int, task: dict[str, Any]) -> Any:
     if task["kind"] != "map":
         return view
     return values.split(view)[task["first"] : task["first"] + task["count"]]
+
+
+def unpack(data: memoryview) -> Any:
+    """The value of packed bytes that lie in private memory. Large arrays are views of it that can be written to:
+    nothing is copied but the pages that are.
+    """
+    if not containers.is_container(data):
+        return values.unpack(data)
+    value = values.unpack(data, copy=False)
+    return value if _make_writable(value) else values.unpack(data)
+
+
+def _make_writable(value: Any) -> bool:
+    """Opens all arrays in plain containers; False where there is something else, such as a table."""
+    numpy = sys.modules["numpy"]
+    pending = [value]
+    while pending:
+        here = pending.pop()
+        kind = type(here)
+        if kind is list or kind is tuple:
+            pending.extend(here)
+        elif kind is dict:
+            pending.extend(here.values())
+        elif kind is numpy.ndarray:
+            here.flags.writeable = True
+        elif kind not in _LEAVES and not isinstance(here, numpy.generic):
+            return False
+    return True
 
 
 def make_state(size: int) -> memoryview:

@@ -22,7 +22,7 @@ import msgpack
 from broker.protocol import values
 from provider.sandbox.inside import failures, wire
 from provider.sandbox.inside.forks import fork_bare, register_withheld
-from provider.sandbox.inside.given import make_state, open_inputs
+from provider.sandbox.inside.given import make_state, open_inputs, unpack
 from provider.sandbox.inside.program import Program
 from provider.sandbox.inside.seeds import LOADING, Seeder
 from provider.sandbox.inside.tidy import empty_folder
@@ -60,7 +60,7 @@ class Runner:
         self._seeder = Seeder(task["order_id"], task["seed"])
         self._pipe = select.poll()
         self._reader = -1
-        self._begun = False
+        self._begun = self._watching = False
         self._state: Any = None
         self._packer = msgpack.Packer(strict_types=True, use_bin_type=True)
         self._collects = gc.isenabled()
@@ -100,7 +100,7 @@ class Runner:
         if self._task["kind"] != "map":
             self._state = inputs
             while True:
-                yield partial(values.unpack, self._state, copy=False)
+                yield partial(unpack, self._state)
         for start in range(0, len(inputs), _AT_ONCE):
             yield from [_unpack_early(item) for item in inputs[start : start + _AT_ONCE]]
 
@@ -131,12 +131,12 @@ class Runner:
             self._be_segment(program.call, index, given, writer)
             os._exit(0)
         os.close(writer)
-        watched = not self._pipe.poll(_PATIENCE_MS)
-        if watched:
+        if not self._pipe.poll(_PATIENCE_MS):
             self._watch(pid)
-        outcome, message = self._read(reader, index)
-        if watched:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        outcome, message = self._read(pid, reader, index)
+        if self._watching:
+            self._watching = False
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # before the child is reaped, else it is looked for in vain
         status = os.waitpid(pid, 0)[1]
         _end_others(self._alone)
         os.close(reader)
@@ -150,6 +150,7 @@ class Runner:
 
     def _watch(self, pid: int) -> None:
         """From now on, whatever keeps the segment's pipe open is killed once the segment itself is dead."""
+        self._watching = True
 
         def end_others(*_: object) -> None:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
@@ -158,12 +159,14 @@ class Runner:
         signal.signal(signal.SIGCHLD, end_others)
         end_others()
 
-    def _read(self, reader: int, index: int) -> tuple[int | None, bytes]:
+    def _read(self, pid: int, reader: int, index: int) -> tuple[int | None, bytes]:
         """(outcome, a message that is still to be sent on). No outcome where the message broke off."""
         try:
             first = os.read(reader, _SMALL)
             outcome, size = _HEAD.unpack_from(first)
             message = first[_HEAD.size :]
+            if len(message) < size and not self._watching:
+                self._watch(pid)
             if size > _SMALL:
                 self._forward(reader, index, outcome, message, size)
                 return outcome, b""
@@ -227,7 +230,7 @@ class Runner:
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 pass  # the job closed or replaced it
-        if len(message) == 1:
+        if len(message) == 1 and len(message[0]) <= _SMALL:
             wire.write_all(writer, _HEAD.pack(outcome, len(message[0])) + message[0])
         else:
             wire.write_parts(writer, [_HEAD.pack(outcome, values.measure(message)), *message])
@@ -244,11 +247,11 @@ class Runner:
 
 def _unpack_early(item: memoryview) -> Any:
     """The value of a small item; else, and where it is broken, a function that unpacks it."""
-    late = partial(values.unpack, item, copy=False)
+    late = partial(unpack, item)
     if len(item) > _EARLY:
         return late
     try:
-        value = values.unpack(item)
+        value = unpack(item)
     except values.BadValue:
         return late
     return value

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.sandbox.frames import Begun, Closed, Finished, FrameParser, Parsed, StreamBroken, TooMuchOutput
+from provider.sandbox.frames import (
+    HELD_BYTES,
+    Begun,
+    Closed,
+    Finished,
+    FrameParser,
+    Parsed,
+    Spilled,
+    StreamBroken,
+    TooMuchOutput,
+)
 from provider.sandbox.inside import wire
 
 CAP = 1000
@@ -175,3 +185,42 @@ def test_an_unfinished_frame_is_waited_for_up_to_its_bound() -> None:
     assert parser.feed(wire.FRAME.pack(wire.OUTPUT, wire.MAX_PAYLOAD) + bytes(wire.MAX_PAYLOAD - 1)) == []
     assert parser.open_index == 0
     assert struct.calcsize(">BI") == wire.FRAME.size
+
+
+@pytest.mark.parametrize("size", [HELD_BYTES - 1, HELD_BYTES, HELD_BYTES + 1, 3 * HELD_BYTES + 5])
+@pytest.mark.parametrize("part", [1000, wire.MAX_PAYLOAD])
+def test_an_output_too_long_to_hold_is_given_as_it_comes(size: int, part: int, seed: int) -> None:
+    output = random.Random(seed).randbytes(size)
+    parser = make(cap=None)
+    found: list[Parsed] = []
+    for start in range(0, size, part):
+        found += parser.feed((begin(0) if not start else b"") + frame(wire.OUTPUT, output[start : start + part]))
+        assert len(parser._held[wire.OUTPUT]) <= HELD_BYTES
+    found += parser.feed(done(0))
+    spilled = b"".join(one.data for one in found if isinstance(one, Spilled))
+    last = found[-1]
+    assert isinstance(last, Finished)
+    assert (spilled, last.output) == ((output, b"") if size > HELD_BYTES else (b"", output))
+
+
+def test_what_one_segment_spilled_is_not_the_nexts() -> None:
+    parser = make(cap=2 * HELD_BYTES)
+    for index in range(2):
+        stream = begin(index) + frame(wire.OUTPUT, bytes(HELD_BYTES)) * 2
+        assert sum(len(one.data) for one in parser.feed(stream) if isinstance(one, Spilled)) == 2 * HELD_BYTES
+        parser.feed(done(index))
+    (_, short) = parser.feed(begin(2) + frame(wire.OUTPUT, b"x") + done(2))
+    assert short == Finished(2, wire.OK, 0, b"x", b"")
+
+
+def test_the_cap_counts_what_was_spilled() -> None:
+    parser = make(cap=2 * HELD_BYTES)
+    parser.feed(begin(0) + frame(wire.OUTPUT, bytes(HELD_BYTES)) * 2)
+    with pytest.raises(TooMuchOutput):
+        parser.feed(frame(wire.OUTPUT, b"x"))
+
+
+def test_an_error_text_is_never_spilled() -> None:
+    parser = FrameParser(0, 1, output_bytes=None, error_bytes=2 * HELD_BYTES)
+    stream = begin(0) + frame(wire.ERROR, bytes(HELD_BYTES)) * 2 + done(0, wire.RAISED)
+    assert [type(one) for one in parser.feed(stream)] == [Begun, Finished]
