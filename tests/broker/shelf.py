@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,10 +67,7 @@ class Shelf:
 
     def sign(self, signer: Signer, method: str, path: str, body: bytes, **more: str) -> CIMultiDict[str]:
         """Headers of a signed request; an underscore of a name stands for a hyphen."""
-        fields = {name.replace("_", "-"): value for name, value in more.items()}
-        message = HttpMessage(method, self.url + path, CIMultiDict(fields))
-        sign_request(signer, message, compute_digest(body), self.clock.now(), secrets.token_hex(8))
-        return message.headers
+        return sign(self.url, signer, method, path, body, **more)
 
     async def send(self, method: str, path: str, headers: Any, data: Any = None) -> tuple[int, str, Any, bytes]:
         """Status, rule, headers and body."""
@@ -109,6 +107,25 @@ def upload_path(data: bytes) -> str:
 
 def blob_path(data: bytes) -> str:
     return f"/v1/blobs/{compute_digest(data).hex()}"
+
+
+def sign(url: str, signer: Signer, method: str, path: str, body: bytes, **more: str) -> CIMultiDict[str]:
+    """Headers of a signed request."""
+    message = HttpMessage(method, url + path, CIMultiDict({name.replace("_", "-"): more[name] for name in more}))
+    sign_request(signer, message, compute_digest(body), SystemClock().now(), secrets.token_hex(8))
+    return message.headers
+
+
+async def send_half(url: str, whole: bytes, offset: int, size: int) -> asyncio.StreamWriter:
+    """A connection over which the head of a piece came and half of its bytes, and nothing more comes."""
+    port, path, piece = URL(url).port or 0, upload_path(whole), whole[offset : offset + size]
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    headers = sign(url, REQUESTER, "PATCH", path, piece, Upload_Offset=str(offset), Upload_Length=str(len(whole)))
+    lines = [f"{key}: {value}" for key, value in headers.items()]
+    start = [f"PATCH {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(piece)}"]
+    writer.write("\r\n".join([*start, *lines, "", ""]).encode() + piece[: size // 2])
+    await writer.drain()
+    return writer
 
 
 @asynccontextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from yarl import URL
 
 from broker.protocol.api import MAX_PIECE_BYTES
 from broker.service import uploads
@@ -15,7 +13,7 @@ from broker.service.smallblobs import MAX_SMALL_BYTES
 from broker.service.uploads import LIFETIME, MAX_UPLOADS_EACH
 from chain.base.hashing import compute_digest
 from tests.broker.market import eventually
-from tests.broker.shelf import Shelf, blob_path, open_shelf, upload_path
+from tests.broker.shelf import blob_path, open_shelf, send_half, upload_path
 from tests.broker.world import PROVIDERS, REQUESTER, STRANGER
 
 WHOLE = bytes(range(256)) * 1_000
@@ -207,24 +205,11 @@ async def test_small_uploads_become_rows_and_large_ones_files(tmp_path: Path, si
         assert (await shelf.call("GET", blob_path(whole)))[3] == whole
 
 
-async def send_half(shelf: Shelf, offset: int, size: int) -> asyncio.StreamWriter:
-    """A connection over which the head of a piece came and half of its bytes, and nothing more comes."""
-    port, path, piece = URL(shelf.url).port or 0, upload_path(WHOLE), WHOLE[offset : offset + size]
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    fields = {"Upload_Offset": str(offset), "Upload_Length": str(len(WHOLE))}
-    headers = shelf.sign(REQUESTER, "PATCH", path, piece, **fields)
-    lines = [f"{key}: {value}" for key, value in headers.items()]
-    start = [f"PATCH {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(piece)}"]
-    writer.write("\r\n".join([*start, *lines, "", ""]).encode() + piece[: size // 2])
-    await writer.drain()
-    return writer
-
-
 async def test_a_lost_connection_costs_its_piece_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "STEP", 1_000)
     async with open_shelf(tmp_path) as shelf:
         assert await shelf.put_piece(WHOLE, 0, 1_000) == (204, "")
-        writer = await send_half(shelf, 1_000, HALF)
+        writer = await send_half(shelf.url, WHOLE, 1_000, HALF)
         path = tmp_path / "blobs" / "uploads" / name()
         await eventually(lambda: path.stat().st_size > 1_000)
         writer.close()
@@ -239,7 +224,7 @@ async def test_who_comes_back_does_not_wait_for_its_dead_connection(
 ) -> None:
     monkeypatch.setattr(uploads, "STEP", 1_000)
     async with open_shelf(tmp_path) as shelf:
-        writer = await send_half(shelf, 0, HALF)
+        writer = await send_half(shelf.url, WHOLE, 0, HALF)
         await eventually(lambda: [path.stat().st_size > 0 for path in tmp_path.rglob(name())] == [True])
         assert await shelf.put_piece(WHOLE, 0, HALF) in ((204, ""), (409, "upload.offset"))
         offset, _ = await shelf.find(WHOLE)
@@ -250,7 +235,7 @@ async def test_who_comes_back_does_not_wait_for_its_dead_connection(
 async def test_a_piece_has_a_deadline_that_no_trickle_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.service.blobroutes.BLOB_SECONDS", 0.2)
     async with open_shelf(tmp_path) as shelf:
-        writer = await send_half(shelf, 0, HALF)
+        writer = await send_half(shelf.url, WHOLE, 0, HALF)
         await eventually(lambda: any(tmp_path.rglob(name())))
         await eventually(lambda: shelf.list_files() == [])
         writer.close()
