@@ -246,6 +246,7 @@ def _get_body(facts: EndFacts) -> Body | None:
 
 
 def _is_transaction_named(facts: EndFacts) -> bool:
+    """When it ended is looked at by `caseverify`: only a case file speaks of that to others."""
     proof, seen = facts.papers.proof, facts.papers.seen
     tx = "" if proof is None else compute_transaction_id(proof.transaction.body).hex()
     return seen is not None and seen.tx == tx
