@@ -21,7 +21,7 @@ class CodeFolder:
     """The job's code as files: read-only, so that a job that takes it for a place to work in is told at once."""
 
     def __init__(self, packed: bytes, top: str = CODE) -> None:
-        self._top = top
+        self.top = top
         self._files = folders.unpack_folder(packed)
         self._write()
 
@@ -30,13 +30,13 @@ class CodeFolder:
         the files are compared.
         """
         if not self._is_whole():
-            if os.path.lexists(self._top) and (os.path.islink(self._top) or not os.path.isdir(self._top)):
-                os.unlink(self._top)
+            if os.path.lexists(self.top) and (os.path.islink(self.top) or not os.path.isdir(self.top)):
+                os.unlink(self.top)
             self._write()
 
     def _is_whole(self) -> bool:
         try:
-            found = {name: self._read(path) for name, path, _ in _walk(self._top)}
+            found = {name: self._read(path) for name, path, _ in _walk(self.top)}
         except (OSError, _Special):
             return False
         return found == self._files
@@ -46,12 +46,12 @@ class CodeFolder:
             return file.readall()
 
     def _write(self) -> None:
-        os.makedirs(self._top, 0o700, exist_ok=True)
-        os.chmod(self._top, 0o700)
-        empty_folder(self._top)
-        inner = {self._top}
+        os.makedirs(self.top, 0o700, exist_ok=True)
+        os.chmod(self.top, 0o700)
+        empty_folder(self.top)
+        inner = {self.top}
         for name, data in self._files.items():
-            path = f"{self._top}/{name}"
+            path = f"{self.top}/{name}"
             where = os.path.dirname(path)
             os.makedirs(where, 0o700, exist_ok=True)
             while where not in inner:

@@ -48,9 +48,10 @@ class Program:
             self.call = self._adapt(_define(program, path, task["function"]))
 
     def restore(self) -> None:
-        """Between two segments: the code lies there as it was sent."""
+        """Between two segments: the code lies there as it was sent, and that is where the next one begins."""
         if self.folder is not None:
             self.folder.restore()
+            os.chdir(self.folder.top)
 
     def _adapt(self, function: Any) -> Call:
         if self._kind == "map":

@@ -164,7 +164,7 @@ async def test_outputs_that_nobody_takes_are_removed(best: Host, folder: Path) -
     """The first is taken; the second is there when the reader goes."""
     sandbox = Sandbox(best.image, best.abilities, slots=1)
     task = make_series(Kind.MAP, bodies.send_much, [MIB] * 3, 0, 3)
-    stay = sandbox.run(task, 0, folder)
+    stay, taken = sandbox.run(task, 0, folder), Path()
     async for event in stay:
         if isinstance(event, SegmentDone):
             assert event.spooled is not None
