@@ -23,6 +23,9 @@ from provider.work.papers import EMPTY
 MAX_LOG_BYTES = 64 << 20
 """Most of a lease's log that is kept; what comes behind it is dropped, and the log says so."""
 
+SHORT_LOG_BYTES = 1 << 16
+"""A log up to this lies among the small blobs, and travels with them."""
+
 CUT = b"\n(the log is cut here: it is longer than a provider keeps)\n"
 """The end of a log that was longer."""
 
@@ -51,7 +54,7 @@ class LeaseFolder:
         return self.path / "spool"
 
     def get_lock(self, digest: bytes) -> asyncio.Lock:
-        """Held by whoever brings this blob, so that it is brought once."""
+        """Held by whoever brings this blob or lays it out, so that it is done once."""
         return self._locks.setdefault(digest, asyncio.Lock())
 
     # Blobs
@@ -129,7 +132,7 @@ class LeaseFolder:
     def lay_out(self, digest: bytes) -> Path | None:
         """The file that holds a blob, made where it lay in the pack; None where the blob is not here as it was."""
         path = self.get_path(digest)
-        if not self.is_packed(digest):
+        if not self.is_packed(digest) or digest in self._trusted:
             return path if self.has_file(digest) else None
         data = self.get(digest)
         if data is None:
@@ -137,6 +140,7 @@ class LeaseFolder:
         beside = self.path / f".{digest.hex()}"
         beside.write_bytes(data)
         os.replace(beside, path)
+        self._trusted.add(digest)
         return path
 
     def _open_pack(self) -> dict[bytes, tuple[int, int]]:
@@ -205,6 +209,8 @@ class LeaseFolder:
         self.keep_log()
         if not self._log_kept:
             return EMPTY
+        if self._log_kept <= SHORT_LOG_BYTES:
+            return self.put((self.path / "log").read_bytes())
         digest = self._hash(self.path / "log")
         self.get_path(digest).unlink(missing_ok=True)
         os.link(self.path / "log", self.get_path(digest))

@@ -39,10 +39,17 @@ async def fetch_inputs(gear: Gear, lease: bytes, announcement: Announcement, sta
     folder = gear.workspace.open_folder(lease)
     await asyncio.gather(_fetch(gear, folder, spec.code, spec.code_bytes), _fetch(gear, folder, *inputs))
     if spec.kind is Kind.MAP:
-        path = await asyncio.to_thread(folder.lay_out, inputs[0])
-        if path is None:
-            raise Unavailable("the inputs are no longer on disk", rule="workspace.missing")
+        path = await lay_out(folder, inputs[0])
         await asyncio.to_thread(check_items, path, announcement.order.body)
+
+
+async def lay_out(folder: LeaseFolder, digest: bytes) -> Path:
+    """The file that holds a blob of a lease's folder. Raises `Unavailable` where it is gone."""
+    async with folder.get_lock(digest):
+        path = await asyncio.to_thread(folder.lay_out, digest)
+    if path is None:
+        raise Unavailable("code or inputs are no longer on disk", rule="workspace.missing")
+    return path
 
 
 def check_items(path: Path, order: Order) -> None:

@@ -14,7 +14,7 @@ from chain.base.errors import Fault, TallyError, Unavailable
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.runtime.logs import get_logger, show_job
 from provider.daemon.folder import LeaseFolder
-from provider.daemon.inputs import name_inputs
+from provider.daemon.inputs import lay_out, name_inputs
 from provider.daemon.links import Gear
 from provider.daemon.progress import TICK_MS, Reporter
 from provider.sandbox.spec import Ended, Limits, LogChunk, SandboxEvent, SegmentDone, Started, Task
@@ -138,9 +138,9 @@ class Running:
         announcement = self._opened.announcement
         spec, order = announcement.spec, announcement.order.body
         digest, _ = name_inputs(announcement, state)
-        inputs = await asyncio.to_thread(self._folder.lay_out, digest)
+        inputs = await lay_out(self._folder, digest)
         code = await asyncio.to_thread(self._folder.get, spec.code)
-        if code is None or inputs is None:
+        if code is None:
             raise Unavailable("code or inputs are no longer on disk", rule="workspace.missing")
         resources = spec.resources
         limits = Limits(

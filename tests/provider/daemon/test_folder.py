@@ -113,8 +113,11 @@ def test_a_log_goes_on_where_it_was_kept(tmp_path: Path) -> None:
     assert again.log_size == 4
     again.add_log(b"two\n")
     digest = again.close_log()
-    assert digest == compute_digest(b"one\ntwo\n") and again.get_path(digest).read_bytes() == b"one\ntwo\n"
-    assert again.close_log() == digest
+    assert digest == compute_digest(b"one\ntwo\n") and again.get(digest) == b"one\ntwo\n"
+    assert again.close_log() == digest and again.is_packed(digest), "a short one travels with the small blobs"
+    again.add_log(bytes(100_000))
+    long = again.close_log()
+    assert not again.is_packed(long) and again.get(long) == b"one\ntwo\n" + bytes(100_000)
     again.begin_log(fresh=True)
     assert again.log_size == 0 and again.close_log() == EMPTY
 
