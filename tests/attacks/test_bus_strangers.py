@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from broker.protocol import topics
 from broker.protocol.api import Closed, Opened, Unmatched
 from broker.protocol.messages import Announcement, Reason
 from broker.service.listener import MAX_LEARNING
+from chain.base.codec import encode
 from chain.base.keys import Signer
 from chain.runtime.clock import SystemClock
 from tests.broker.market import Market, Seller, eventually, follow, open_market
-from tests.broker.world import PROVIDERS, make_bid, make_decline, make_offer, make_order, make_submission, say
+from tests.broker.world import CHAIN, PROVIDERS, make_bid, make_decline, make_offer, make_order, make_submission, say
 
 STRANGERS = [Signer(bytes([0x80 + number]) * 32) for number in range(4)]
 
@@ -66,6 +70,53 @@ async def test_offers_of_strangers_leave_room_for_providers(tmp_path: Path) -> N
         await say_last(market, seller)
         assert len(market.node.parts.directory) <= MAX_LEARNING + 1
         assert seller.signer.key in set(market.node.parts.directory)
+
+
+async def test_nobody_takes_a_rival_out_of_an_auction(tmp_path: Path) -> None:
+    """An empty presence, a farewell signed by another key, a farewell of a key that is nobody: the rival is awaited all
+    the same, and its bid wins.
+    """
+    async with open_market(tmp_path) as market:
+        seller, rival = await market.add_seller(), await market.add_seller(PROVIDERS[1])
+        order = make_order(SystemClock().now(), closes=SystemClock().now() + 30_000)
+        order_id = await market.client().submit(make_submission(order=order))
+        await rival.hear(Announcement)
+        topic = topics.presence(CHAIN, rival.signer.key)
+        farewell = make_offer(SystemClock().now() + 1_000, rival.signer, slots=0)
+        forged = replace(say(rival.signer, farewell), signature=say(seller.signer, farewell).signature)
+        dropped = market.node.listener.dropped
+        await seller.bus.publish(topic, b"", retain=True)
+        await seller.bus.publish(topic, encode(forged), retain=True)
+        await seller.bus.publish(topic, encode(say(STRANGERS[0], make_offer(0, STRANGERS[0], slots=0))))
+        await seller.say(make_bid(order, seller.signer, price=2_000_000))
+        await eventually(lambda: market.node.listener.dropped == dropped + 2)
+        assert rival.signer.key in {offer.provider for offer in market.node.desk.list_offers()}
+        assert market.node.desk.live[order_id].auction.round is not None
+        await rival.say(make_bid(order, rival.signer))
+        await follow(market.client(), order_id, Opened)
+        assert market.chain.opened[0].bid.body.provider == rival.signer.key
+
+
+async def test_an_old_offer_said_again_does_not_bring_its_provider_back(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as market:
+        seller, gone = await market.add_seller(), await market.add_seller(PROVIDERS[1])
+        topic = topics.presence(CHAIN, gone.signer.key)
+        old = market.hub.retained[topic]
+        farewell = make_offer(SystemClock().now() + 1_000, gone.signer, slots=0)
+        await gone.bus.publish(topic, encode(say(gone.signer, farewell)), retain=True)
+        await eventually(lambda: len(market.node.desk.list_offers()) == 1)
+        await seller.bus.publish(topic, old, retain=True)
+        await say_last(market, seller)
+        assert [one.provider for one in market.node.desk.list_offers()] == [seller.signer.key]
+
+
+async def test_farewells_of_strangers_take_no_place(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as market:
+        seller = await market.add_seller()
+        for stranger in STRANGERS:
+            await seller.say(say(stranger, make_offer(SystemClock().now(), stranger, slots=0)))
+        await say_last(market, seller)
+        assert list(market.node.parts.directory) == [seller.signer.key]
 
 
 async def say_last(market: Market, seller: Seller) -> None:

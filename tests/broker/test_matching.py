@@ -7,19 +7,23 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from broker.auction.estimate import estimate
 from broker.auction.explanation import explain
 from broker.auction.matching import (
     MAX_MISFITS,
     Survey,
     compute_duration,
+    compute_list_price,
     find_mismatches,
     iterate_reasons,
     show_bytes,
     survey,
 )
-from broker.protocol.jobs import Level, Runtime
-from broker.protocol.messages import Reason
+from broker.protocol.jobs import Level, Resources, Runtime
+from broker.protocol.messages import Offer, Reason, Tariff
 from chain.base.keys import Signer
+from chain.base.units import MAX_INT
+from chain.ledger.terms.agreement import Kind
 from tests.broker.world import (
     BROKER,
     NOW,
@@ -82,6 +86,66 @@ def test_every_reason_that_an_offer_can_show_has_a_clause() -> None:
 )
 def test_what_is_just_enough_fits(offer: dict[str, Any], order: dict[str, Any]) -> None:
     assert find_mismatches(make_offer(**offer), make_order(**order), make_spec(), NOW) == ()
+
+
+@pytest.mark.parametrize(("segments", "fits"), [(None, False), (3, False), (2, True)], ids=["all", "three", "two"])
+def test_a_bidder_must_be_able_to_serve_the_longest_span_on_offer(segments: int | None, fits: bool) -> None:
+    """Among how many a map will be divided nobody knows before the close."""
+    order, spec = make_order(segments=4, deadline=NOW + 150_000), make_spec(kind=Kind.MAP, parallelism=4)
+    offer = make_offer(slots=1)
+    assert (find_mismatches(offer, order, spec, NOW, segments) == ()) is fits
+    assert (survey([offer], order, spec, NOW, segments).matching != ()) is fits
+    assert compute_duration(order, 1, segments) == 30_000 + (segments or 4) * 60_000
+
+
+PRICES: list[tuple[str, Tariff, Resources, int, int]] = [
+    ("base alone", Tariff(7, 0, 0), RESOURCES, 60_000, 7),
+    ("one core for a minute", Tariff(0, 10, 0), RESOURCES, 60_000, 600),
+    ("half a core", Tariff(0, 10, 0), replace(RESOURCES, millicores=500), 60_000, 300),
+    ("a GiB for a minute", Tariff(0, 0, 2), replace(RESOURCES, memory_bytes=1 << 30), 60_000, 120),
+    ("a quarter of it", Tariff(0, 0, 2), RESOURCES, 60_000, 30),
+    ("rounded up, each by itself", Tariff(1, 1, 1), replace(RESOURCES, memory_bytes=1), 1, 3),
+    ("nothing", Tariff(0, 0, 0), RESOURCES, 60_000, 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("tariff", "resources", "wall", "price"), [row[1:] for row in PRICES], ids=[row[0] for row in PRICES]
+)
+def test_list_prices(tariff: Tariff, resources: Resources, wall: int, price: int) -> None:
+    assert compute_list_price(tariff, resources, wall) == price
+
+
+def offer_at(number: int, base: int, **changes: Any) -> Offer:
+    return make_offer(signer=PROVIDERS[number], prices=Tariff(base, 0, 0), **changes)
+
+
+def test_an_estimate_names_lowest_and_median() -> None:
+    offers = [offer_at(number, base) for number, base in enumerate((40, 10, 30, 20))]
+    found = estimate(offers, make_order(), make_spec(), NOW)
+    assert (found.matching, found.providers, found.lowest, found.median, found.advice) == (4, 4, 10, 20, "")
+    assert estimate(offers[:3], make_order(), make_spec(), NOW).median == 30
+
+
+ADVICE: list[tuple[str, list[Offer], str]] = [
+    ("nobody is there", [], "no provider is connected"),
+    ("too little memory", [offer_at(0, 5, memory_bytes=1)], "ask for 1 bytes of memory instead of 268 MB"),
+    ("one of two fits", [offer_at(0, 5), offer_at(1, 5, millicores=999)], "ask for 999 millicores"),
+    ("all too dear", [offer_at(0, 2_000_001)], "raise the limit"),
+]
+
+
+@pytest.mark.parametrize(("offers", "advice"), [row[1:] for row in ADVICE], ids=[row[0] for row in ADVICE])
+def test_an_estimate_says_what_would_bring_more(offers: list[Offer], advice: str) -> None:
+    found = estimate(offers, make_order(), make_spec(), NOW)
+    assert advice in found.advice, found.advice
+
+
+def test_a_price_that_is_no_amount_is_left_out() -> None:
+    wild = make_offer(signer=PROVIDERS[1], prices=Tariff(MAX_INT, MAX_INT, MAX_INT))
+    found = estimate([offer_at(0, 5), wild], make_order(), make_spec(), NOW)
+    assert (found.matching, found.lowest, found.median) == (2, 5, 5)
+    assert estimate([wild], make_order(), make_spec(), NOW).lowest == 0
 
 
 def test_survey_leaves_out_parties_and_what_has_run_out() -> None:
