@@ -72,9 +72,12 @@ def compute_quote(order: Order, price: int | None = None, leases: int = 1) -> Qu
     burned = sum(compute_share(price * part, UNSTARTED_SHARE) for part in parts)
     failure = whole if order.segments == 1 else one
     each = "" if len(parts) == 1 else " of each lease"
+    when_failed = f"the first segment{each} raises or exceeds a limit: no other is paid"
+    if order.segments == 1:
+        when_failed = "the job raises or exceeds a limit"
     outcomes = (
         _paid("success", "every segment is done and you accept", *whole),
-        _paid("failure", _FAILURES[order.segments > 1] + each, *failure),
+        _paid("failure", when_failed, *failure),
         _paid("silence", f"you do not answer for {_span(order.windows.acceptance)} after delivery", *whole),
         _free("no bid", "nobody bids within the limit", 0),
         _paid("cancelled early", "you cancel within the start window", early, 0),
@@ -84,10 +87,6 @@ def compute_quote(order: Order, price: int | None = None, leases: int = 1) -> Qu
         _free("expired", "the provider misses the deadline", damages),
     )
     return Quote(order.cap, order.limit, order.segments, order.commission, order.deadline, outcomes, len(parts))
-
-
-_FAILURES = ("the job raises or exceeds a limit", "the first segment raises or exceeds a limit: you pay for it alone")
-"""When a job fails, for one segment and for several (R9)."""
 
 
 def split_range(segments: int, leases: int) -> list[int]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
+from chain.base.codec import decode, encode
 from chain.base.errors import Refused
 from chain.base.units import MAX_INT
-from chain.ledger.terms.agreement import AwardRule
+from chain.ledger.terms.agreement import AwardRule, Kind, Order
 from requester.purchase.order import (
+    MAX_SEGMENTS,
     Parties,
     Terms,
     compute_cost,
@@ -20,10 +24,12 @@ from requester.purchase.order import (
     make_order,
     make_resources,
 )
-from requester.purchase.quote import compute_quote, show_quote
+from requester.purchase.quote import compute_quote, show_quote, split_range
 from tests.requester.world import BROKER, CHAIN, INPUT, NOW, REQUESTER, World, make_spec
 
+ROOT = bytes(32)
 CAPS = st.integers(0, 10**15)
+PARTIES = Parties(CHAIN, REQUESTER.key, BROKER.key)
 SEGMENTS = st.integers(1, 2**20)
 BPS = st.integers(0, 10_000)
 
@@ -41,23 +47,29 @@ def test_the_limit_is_the_highest_price_within_the_cap(cap: int, segments: int, 
     assert compute_cost(limit, segments, commission) <= cap < compute_cost(limit + 1, segments, commission)
 
 
-@given(cap=st.integers(1_000, 10**15), segments=st.integers(1, 900), share=st.integers(1, 1_000))
-def test_no_outcome_costs_more_than_the_cap(cap: int, segments: int, share: int) -> None:
+@given(
+    cap=st.integers(1_000, 10**15),
+    segments=st.integers(1, 900),
+    share=st.integers(1, 1_000),
+    leases=st.integers(1, 1_000),
+)
+def test_no_outcome_costs_more_than_the_cap(cap: int, segments: int, share: int, leases: int) -> None:
     """R2, R13: every row of the table is paid out of the cap, and to the unit by somebody."""
-    spec = make_spec()
+    spec = make_spec(Kind.TRAIN)
     terms = Terms(cap=cap, segment_wall=1_000, segments=segments)
     try:
-        order = make_order(spec, terms, Parties(CHAIN, REQUESTER.key, BROKER.key), now=NOW, salt=bytes(16))
+        order = make_order(spec, terms, PARTIES, now=NOW, salt=bytes(16))
     except Refused as refused:
         assert refused.rule == "R2.cap"
         return
-    quote = compute_quote(order, max(1, order.limit * share // 1_000))
+    quote = compute_quote(order, max(1, order.limit * share // 1_000), leases)
     assert quote.most <= cap
+    assert quote.leases == min(leases, segments)
     for outcome in quote.outcomes:
         assert outcome.paid == outcome.provider + outcome.commission + outcome.burned, outcome.name
         assert min(outcome.paid, outcome.provider, outcome.commission, outcome.burned, outcome.damages) >= 0
     named = {outcome.name: outcome for outcome in quote.outcomes}
-    assert named["success"].paid == named["failure"].paid == named["silence"].paid == quote.most
+    assert named["failure"].paid <= named["success"].paid == named["silence"].paid == quote.most
     assert named["no bid"].paid == named["returned"].paid == named["expired"].paid == 0
 
 
@@ -100,13 +112,12 @@ TIMES: list[tuple[str, int, int | None, int | None]] = [
 def test_the_deadline_is_as_wished_or_the_wish_is_refused(wall: int, within: int | None, span: int | None) -> None:
     terms = Terms(cap=10**6, segment_wall=wall, within=within)
     assert compute_least_within(terms) == 2_000 + 60_000 + 30_000 + wall
-    parties = Parties(CHAIN, REQUESTER.key, BROKER.key)
     if span is None:
         with pytest.raises(Refused, match="--within 392s") as refused:
-            make_order(make_spec(), terms, parties, now=NOW, salt=bytes(16))
+            make_order(make_spec(), terms, PARTIES, now=NOW, salt=bytes(16))
         assert refused.value.rule == "order.within"
         return
-    order = make_order(make_spec(), terms, parties, now=NOW, salt=bytes(16))
+    order = make_order(make_spec(), terms, PARTIES, now=NOW, salt=bytes(16))
     assert (order.deadline, order.expiry) == (NOW + span, NOW + span + 600_000)
 
 
@@ -115,14 +126,50 @@ def test_a_deadline_beyond_all_calendars_is_shown() -> None:
     assert "by the year 3000 or later;" in show_quote(msgspec.structs.replace(quote, deadline=MAX_INT))
 
 
+FITS: list[tuple[str, Kind, int, int, bytes | None, str]] = [
+    # what, kind, segments, parallelism, item root, rule (empty: taken)
+    ("a run", Kind.RUN, 1, 1, None, ""),
+    ("a map", Kind.MAP, 1, 4, ROOT, ""),
+    ("a train", Kind.TRAIN, MAX_SEGMENTS, 1, None, ""),
+    ("a run of two segments", Kind.RUN, 2, 1, None, "order.segments"),
+    ("nothing", Kind.MAP, 0, 1, ROOT, "order.segments"),
+    ("too many", Kind.TRAIN, MAX_SEGMENTS + 1, 1, None, "order.segments"),
+    ("a divided run", Kind.RUN, 1, 2, None, "order.kind"),
+    ("a divided train", Kind.TRAIN, 3, 2, None, "order.kind"),
+    ("a map without items", Kind.MAP, 3, 1, None, "order.kind"),
+    ("a train of items", Kind.TRAIN, 3, 1, ROOT, "order.kind"),
+]
+
+
+@pytest.mark.parametrize(("kind", "segments", "parallelism", "root", "rule"), [row[1:] for row in FITS])
+def test_terms_fit_the_kind_of_the_job(kind: Kind, segments: int, parallelism: int, root: Any, rule: str) -> None:
+    terms = Terms(cap=10**12, segment_wall=1_000, segments=segments, item_root=root)
+    spec = make_spec(kind, parallelism)
+    if rule:
+        with pytest.raises(Refused) as refused:
+            make_order(spec, terms, PARTIES, now=NOW, salt=bytes(16))
+        assert refused.value.rule == rule
+        return
+    order = make_order(spec, terms, PARTIES, now=NOW, salt=bytes(16))
+    assert (order.kind, order.segments) == (kind, segments)
+    assert order.start == (root if kind is Kind.MAP else spec.inputs)
+    assert decode(encode(order), Order) == order
+
+
+@given(segments=st.integers(1, 5_000), leases=st.integers(1, 6_000))
+def test_parts_are_as_even_as_can_be(segments: int, leases: int) -> None:
+    parts = split_range(segments, leases)
+    assert (sum(parts), len(parts)) == (segments, min(segments, leases))
+    assert max(parts) - min(parts) <= 1
+
+
 @given(segments=st.integers(1, 1_000), wall=st.integers(1, 10**7), within=st.none() | st.integers(0, 10**10))
 def test_the_deadline_leaves_room_for_the_last_moment_of_opening(segments: int, wall: int, within: int | None) -> None:
     """R3 (d), for a lease that opens 60 s after the close on one lane."""
     terms = Terms(cap=10**12, segment_wall=wall, segments=segments, within=within)
-    parties = Parties(CHAIN, REQUESTER.key, BROKER.key)
     if within is not None and within < compute_least_within(terms):
         terms = msgspec.structs.replace(terms, within=compute_least_within(terms))
-    order = make_order(make_spec(), terms, parties, now=NOW, salt=bytes(16))
+    order = make_order(make_spec(Kind.TRAIN), terms, PARTIES, now=NOW, salt=bytes(16))
     assert order.deadline - (order.closes + 60_000) >= order.windows.start + segments * wall
 
 
@@ -155,3 +202,19 @@ Chain fees are outside the cap; your own transactions pay them."""
 
 def test_the_quote_as_it_is_shown() -> None:
     assert show_quote(compute_quote(World().order.body)) == GOLDEN
+
+
+def test_the_quote_of_a_divided_map() -> None:
+    """Row 6 for each lease; a failure ends each range at its first segment."""
+    world = World(segments=6, kind=Kind.MAP)
+    quote = compute_quote(world.order.body, leases=2)
+    shown = show_quote(quote)
+    price = world.order.body.limit
+    named = {outcome.name: outcome for outcome in quote.outcomes}
+    assert named["success"].provider == 6 * price
+    assert named["failure"].provider == named["cancelled late"].provider == 2 * price
+    assert named["cancelled early"].provider == 2 * min(price, 3 * price // 10)
+    assert "you cancel later: the price of one segment of each lease" in shown
+    assert "Each segment that is done is paid for, one that fails included; no other is." in shown
+    assert "At most 2 providers serve them at a time." in shown
+    assert "At most" not in show_quote(compute_quote(world.order.body))
