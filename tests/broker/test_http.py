@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import aiohttp
 import pytest
 from msgspec.json import decode as decode_json
+from msgspec.structs import replace
 from multidict import CIMultiDict
 from yarl import URL
 
-from broker.protocol.api import INLINE_BYTES, Delivery, Problem, Submission
+from broker.protocol.api import INLINE_BYTES, PROTOCOL_VERSION, Problem, Submission
 from broker.rpc.signing import HttpMessage, sign_request
 from broker.service import web
 from broker.service.blobs import SMALL
@@ -35,14 +37,17 @@ from tests.broker.world import (
     INPUTS,
     LOG,
     OUTPUT,
+    PROVENANCE,
     PROVIDERS,
     REQUESTER,
     STRANGER,
     make_acceptance,
     make_delivery,
     make_order,
+    make_records,
     make_spec,
     make_submission,
+    sign_delivery,
     sign_order,
 )
 
@@ -87,18 +92,29 @@ def blob_path(data: bytes) -> str:
 
 
 def files(home: Path) -> list[str]:
-    return sorted(path.name for path in (home / "blobs").rglob("*") if path.is_file())
+    """Names of all blobs, be they files or rows, and of what is half there."""
+    found = {path.name for path in (home / "blobs").rglob("*") if path.is_file()}
+    rows = sqlite3.connect(home / "blobs" / "small.db")
+    small = {bytes(row[0]).hex() for row in rows.execute("SELECT digest FROM small_blobs")}
+    rows.close()
+    return sorted(name for name in found | small if not name.startswith("small.db"))
 
 
-async def test_only_info_is_open(tmp_path: Path) -> None:
+async def test_only_what_everybody_may_know_is_open(tmp_path: Path) -> None:
     async with open_market(tmp_path) as market:
         raw = Raw(market)
-        assert await raw.send("GET", "/v1/info", {}) == (200, "")
+        for path in ("/v1/info", "/v1/providers"):
+            assert await raw.send("GET", path, {}) == (200, "")
         for method, path in [
             ("GET", "/v1/orders"),
             ("POST", "/v1/orders"),
             ("PUT", blob_path(CODE)),
             ("GET", blob_path(CODE)),
+            ("POST", "/v1/blobs"),
+            ("POST", "/v1/blobs/wanted"),
+            ("HEAD", f"/v1/uploads/{'00' * 32}"),
+            ("PATCH", f"/v1/uploads/{'00' * 32}"),
+            ("POST", "/v1/estimate"),
             ("HEAD", "/v1/nothing"),
             ("GET", f"/v1/orders/{'00' * 32}/events"),
             ("POST", f"/v1/leases/{'00' * 32}/receipt"),
@@ -226,7 +242,7 @@ async def test_nothing_inflates(tmp_path: Path) -> None:
 
 async def test_a_body_has_a_deadline_that_no_trickle_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "BODY_SECONDS", 0.2)
-    monkeypatch.setattr("broker.service.routes.BLOB_SECONDS", 0.2)
+    monkeypatch.setattr("broker.service.blobroutes.BLOB_SECONDS", 0.2)
     done = asyncio.Event()
 
     async def trickle() -> AsyncIterator[bytes]:
@@ -294,7 +310,7 @@ async def test_an_answer_has_a_deadline_of_its_own(tmp_path: Path, monkeypatch: 
             await asyncio.sleep(0.001)
         assert size == len(data)
         writer.close()
-        monkeypatch.setattr("broker.service.routes.BLOB_SECONDS", -len(data) / web.BLOB_BYTES_PER_SECOND + 0.2)
+        monkeypatch.setattr("broker.service.blobroutes.BLOB_SECONDS", -len(data) / web.BLOB_BYTES_PER_SECOND + 0.2)
         _, writer = await ask()
         await eventually(lambda: len(gate.connections) > 0)
         await eventually(lambda: len(gate.connections) == 0)
@@ -326,13 +342,14 @@ async def test_naming_a_strangers_blob_is_not_reading_it(tmp_path: Path) -> None
         market.chain.balances[STRANGER.key] = 10_000_000
         await market.client(STRANGER).put_blob(SECRET)
         spec = make_spec(inputs=compute_digest(SECRET), input_bytes=len(SECRET))
-        submission = Submission(1, sign_order(make_order(now(), spec)), spec, (CODE,))
+        submission = Submission(PROTOCOL_VERSION, sign_order(make_order(now(), spec)), spec, (CODE,))
         with pytest.raises(Refused) as refused:
             await market.client().submit(submission)
         assert refused.value.rule == "blob.missing"
         seller = await market.add_seller()
         _, award = await open_lease(market, seller)
-        delivery = make_delivery(award, output=SECRET, blobs=(LOG,))
+        named = [replace(one, output=compute_digest(SECRET)) for one in make_records(award)]
+        delivery = replace(sign_delivery(award, named), blobs=(LOG, PROVENANCE))
         with pytest.raises(Refused) as refused:
             await market.client(PROVIDERS[0]).deliver(delivery.receipt.body.lease, delivery)
         assert refused.value.rule == "blob.missing"
@@ -353,7 +370,9 @@ async def test_inline_blobs_are_bounded_and_sizes_have_to_be_true(tmp_path: Path
         assert refused.value.rule == "blob.inline"
         spec = make_spec(code_bytes=len(CODE) + 1)
         with pytest.raises(Refused) as refused:
-            await market.client().submit(Submission(1, sign_order(make_order(now(), spec)), spec, (CODE, INPUTS)))
+            await market.client().submit(
+                Submission(PROTOCOL_VERSION, sign_order(make_order(now(), spec)), spec, (CODE, INPUTS))
+            )
         assert refused.value.rule == "order.blobs"
 
 
@@ -392,11 +411,11 @@ async def test_only_the_requester_hands_its_order_in(tmp_path: Path) -> None:
             await market.client(STRANGER).submit(make_submission(now()))
         assert refused.value.rule == "order.requester"
         order = make_order(now())
-        forged = Submission(1, sign_order(order, STRANGER), make_spec(), (CODE, INPUTS))
+        forged = Submission(PROTOCOL_VERSION, sign_order(order, STRANGER), make_spec(), (CODE, INPUTS))
         with pytest.raises(Refused) as refused:
             await market.client().submit(forged)
         assert refused.value.rule == "signature.order"
-        old = Submission(2, sign_order(order), make_spec(), (CODE, INPUTS))
+        old = Submission(PROTOCOL_VERSION - 1, sign_order(order), make_spec(), (CODE, INPUTS))
         with pytest.raises(Refused) as refused:
             await market.client().submit(old)
         assert refused.value.rule == "protocol.version"
@@ -408,7 +427,7 @@ async def test_a_delivery_of_another_lease_is_refused(tmp_path: Path) -> None:
         seller = await market.add_seller()
         _, award = await open_lease(market, seller)
         good = make_delivery(award)
-        forged = Delivery(make_delivery(award, count=2).receipt, good.records, good.blobs)
+        forged = replace(good, receipt=make_delivery(award, count=2).receipt)
         with pytest.raises(Refused) as refused:
             await market.client(PROVIDERS[0]).deliver(good.receipt.body.lease, forged)
         assert refused.value.rule == "R5.prefix"
