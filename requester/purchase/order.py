@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from broker.auction.admission import MAX_DEADLINE, MAX_SEGMENTS
 from broker.protocol.jobs import JobSpec, Resources, compute_job_digest, compute_runtime_digest
 from chain.base.errors import Refused
 from chain.base.units import BPS, checked, compute_share, format_credits
@@ -25,8 +26,8 @@ OPENING_MS = 60_000
 WITHIN_MS = 3_600_000
 """Milliseconds from signing to the deadline where nothing else is wished: room to queue behind others' jobs."""
 
-MAX_SEGMENTS = 1 << 20
-"""Most segments of one order (`Few` of the ledger's terms)."""
+MAX_WITHIN_MS = MAX_DEADLINE - 3_600_000
+"""Longest from signing to the deadline: what a broker takes, whose clock may differ from ours."""
 
 MAX_COMMISSION = 200
 """Basis points of commission that are agreed to without asking."""
@@ -125,16 +126,17 @@ def compute_least_within(terms: Terms) -> int:
 
 def _find_within(terms: Terms) -> int:
     least = compute_least_within(terms)
-    if terms.within is None:
-        return max(WITHIN_MS, 2 * least)
-    if terms.within < least:
-        seconds = -(-least // 1_000)
+    within = terms.within if terms.within is not None else max(WITHIN_MS, min(2 * least, MAX_WITHIN_MS))
+    segments = f"{terms.segments} segment(s) with a wall limit of {terms.segment_wall / 1_000:g} s one after the other"
+    if least > MAX_WITHIN_MS or within > MAX_WITHIN_MS:
         message = (
-            f"{terms.within / 1_000:g} s until the deadline are too few for {terms.segments} segment(s) with a wall "
-            f"limit of {terms.segment_wall / 1_000:g} s one after the other; the least is --within {seconds}s"
+            f"{segments} need {least // 1_000} s, the most is --within {MAX_WITHIN_MS // 1_000}s; make it two jobs"
         )
         raise Refused(message, rule="order.within")
-    return terms.within
+    if within < least:
+        message = f"{within / 1_000:g} s until the deadline are too few for {segments}; the least is --within "
+        raise Refused(f"{message}{-(-least // 1_000)}s", rule="order.within")
+    return within
 
 
 def _find_start(spec: JobSpec, terms: Terms) -> bytes:
@@ -156,7 +158,8 @@ def make_order(spec: JobSpec, terms: Terms, parties: Parties, *, now: int, salt:
 
     The deadline follows from `terms.within`; the expiry lies one acceptance window behind it. Panel size is 0: no
     disputes, silence accepts (R8, R10). Raises `Refused` under `order.within` for a deadline that leaves too little
-    time, `order.segments` or `order.kind` for terms that don't fit the spec's kind, `R2.cap` for too small a cap.
+    time or lies too far ahead, `order.segments` or `order.kind` for terms that don't fit the spec's kind, `R2.cap` for
+    too small a cap.
     """
     closes = checked(now + terms.auction, "close of the auction")
     deadline = checked(now + _find_within(terms), "deadline")

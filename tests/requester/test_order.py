@@ -9,13 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from broker.auction.admission import MAX_SEGMENTS
 from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
 from chain.base.codec import decode, encode
 from chain.base.errors import Refused
 from chain.base.units import MAX_INT
 from chain.ledger.terms.agreement import AwardRule, Kind, Order
 from requester.purchase.order import (
-    MAX_SEGMENTS,
+    MAX_WITHIN_MS,
     Parties,
     Terms,
     compute_cost,
@@ -121,6 +122,27 @@ def test_the_deadline_is_as_wished_or_the_wish_is_refused(wall: int, within: int
     assert (order.deadline, order.expiry) == (NOW + span, NOW + span + 600_000)
 
 
+LONG: list[tuple[str, int, int | None, int | None]] = [
+    # what, segments of an hour each, within, milliseconds from signing to the deadline (None: refused)
+    ("twice the least is too far", 1_100, None, MAX_WITHIN_MS),
+    ("the longest wish", 1, MAX_WITHIN_MS, MAX_WITHIN_MS),
+    ("a longer wish", 1, MAX_WITHIN_MS + 1, None),
+    ("more than there is time for", 2_200, None, None),
+]
+
+
+@pytest.mark.parametrize(("segments", "within", "span"), [row[1:] for row in LONG], ids=[row[0] for row in LONG])
+def test_no_deadline_is_further_than_a_broker_takes(segments: int, within: int | None, span: int | None) -> None:
+    terms = Terms(cap=10**12, segment_wall=3_600_000, segments=segments, within=within)
+    if span is None:
+        with pytest.raises(Refused, match="the most is --within 7772400s") as refused:
+            make_order(make_spec(Kind.TRAIN), terms, PARTIES, now=NOW, salt=bytes(16))
+        assert refused.value.rule == "order.within"
+        return
+    order = make_order(make_spec(Kind.TRAIN), terms, PARTIES, now=NOW, salt=bytes(16))
+    assert order.deadline == NOW + span
+
+
 def test_a_deadline_beyond_all_calendars_is_shown() -> None:
     quote = compute_quote(World().order.body)
     assert "by the year 3000 or later;" in show_quote(msgspec.structs.replace(quote, deadline=MAX_INT))
@@ -143,7 +165,7 @@ FITS: list[tuple[str, Kind, int, int, bytes | None, str]] = [
 
 @pytest.mark.parametrize(("kind", "segments", "parallelism", "root", "rule"), [row[1:] for row in FITS])
 def test_terms_fit_the_kind_of_the_job(kind: Kind, segments: int, parallelism: int, root: Any, rule: str) -> None:
-    terms = Terms(cap=10**12, segment_wall=1_000, segments=segments, item_root=root)
+    terms = Terms(cap=10**12, segment_wall=100, segments=segments, item_root=root)
     spec = make_spec(kind, parallelism)
     if rule:
         with pytest.raises(Refused) as refused:
@@ -163,7 +185,7 @@ def test_parts_are_as_even_as_can_be(segments: int, leases: int) -> None:
     assert max(parts) - min(parts) <= 1
 
 
-@given(segments=st.integers(1, 1_000), wall=st.integers(1, 10**7), within=st.none() | st.integers(0, 10**10))
+@given(segments=st.integers(1, 700), wall=st.integers(1, 10**7), within=st.none() | st.integers(0, MAX_WITHIN_MS))
 def test_the_deadline_leaves_room_for_the_last_moment_of_opening(segments: int, wall: int, within: int | None) -> None:
     """R3 (d), for a lease that opens 60 s after the close on one lane."""
     terms = Terms(cap=10**12, segment_wall=wall, segments=segments, within=within)
