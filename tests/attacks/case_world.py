@@ -6,7 +6,7 @@ work, the ledger pays. What the requester then holds is `documents`, `records` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,17 @@ class Lease:
 class Play:
     """One job on a chain."""
 
-    def __init__(self, kind: Kind, segments: int, *, chain: Chain | None = None, salt: bytes = bytes(16)) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        segments: int,
+        *,
+        chain: Chain | None = None,
+        salt: bytes = bytes(16),
+        lie: Callable[[WorkFacts], WorkFacts] = lambda facts: facts,
+    ) -> None:
+        """`lie` is what providers make of their facts before they sign the provenance."""
+        self.lie = lie
         self.chain = chain or Chain()
         self.kind, self.segments = kind, segments
         self.blobs: dict[bytes, bytes] = {}
@@ -216,7 +226,7 @@ class Play:
             usage=sum((record.usage for record in records), Usage()),
             environment=environment,
             log=self.put(b"log of %d\n" % award.first) if final else EMPTY,
-            provenance=self.put(make_provenance(lease.signer, facts)) if final else EMPTY,
+            provenance=self.put(make_provenance(lease.signer, self.lie(facts))) if final else EMPTY,
             finished=now,
         )
         lease.receipt = lease.signer.sign(Tag.RECEIPT, self.chain.id, body)
