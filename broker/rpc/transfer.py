@@ -109,13 +109,18 @@ def open_source(path: Path, digest: bytes, size: int) -> Iterator[Stored]:
 
 async def upload(wire: Wire, source: Source, on_progress: OnProgress | None = None) -> None:
     """Send what the broker has not yet; returns once it holds all of it safely."""
-    patience = _Patience()
+    patience, doubtful = _Patience(), True
     while True:
         try:
             offset = await _ask_offset(wire, source)
+            doubtful = doubtful and bool(offset)
             patience.note(offset or 0)
             await _send_rest(wire, source, offset, on_progress, patience)
         except TallyError as error:
+            if doubtful and error.rule == "blob.digest":
+                # What an earlier process sent was spoiled, at the latest by a power cut; the broker has removed it.
+                doubtful = False
+                continue
             # Another offset than we think: an answer of an earlier try was lost on the way.
             if not is_lost(error) and error.rule != "upload.offset":
                 raise

@@ -125,6 +125,24 @@ async def test_an_upload_goes_on_in_another_process(tmp_path: Path) -> None:
         assert ends == [3_000_000 + MAX_PIECE_BYTES, 3_000_000 + 2 * MAX_PIECE_BYTES, len(WHOLE)]
 
 
+async def test_an_upload_whose_beginning_was_spoiled_is_sent_anew_once(tmp_path: Path) -> None:
+    async with open_shelf(tmp_path) as shelf:
+        assert await shelf.put_piece(WHOLE, 0, 3_000_000) == (204, "")
+    (half,) = (tmp_path / "blobs" / "uploads").iterdir()
+    half.write_bytes(bytes(3_000_000))
+    file = tmp_path / "file"
+    file.write_bytes(WHOLE)
+    async with open_shelf(tmp_path) as shelf:
+        await shelf.client().put_file(file, DIGEST, len(WHOLE))
+        assert (await shelf.call("GET", blob_path(WHOLE)))[3] == WHOLE
+        other = compute_digest(b"another file by now")
+        ends = list[int]()
+        with pytest.raises(Refused) as refused:
+            await shelf.client().put_file(file, other, len(WHOLE), lambda done, _: ends.append(done))
+        assert refused.value.rule == "blob.digest"
+        assert ends == [MAX_PIECE_BYTES, 2 * MAX_PIECE_BYTES]
+
+
 RANGES = [
     ("bytes=0-", 206, slice(0, None)),
     ("bytes=5-", 206, slice(5, None)),
