@@ -10,10 +10,10 @@ import platform
 import subprocess
 import sys
 
-from benchmarks import blob_transfer, noop_run
+from benchmarks import blob_transfer, noop_run, segments
 from benchmarks.figures import Figure
 
-BENCHMARKS = {"noop_run": noop_run.measure, "blob_transfer": blob_transfer.measure}
+BENCHMARKS = {"noop_run": noop_run.measure, "blob_transfer": blob_transfer.measure, "segments": segments.measure}
 """Each measures some figures; their names begin with the benchmark's."""
 
 

@@ -2,8 +2,9 @@
 (design.md section 2).
 
 Everything here may be taken over by the job: the host believes nothing it says but how its own wishes were met. A fork
-costs what it copies: each page of Python that runner or child touch afterwards is a fault of microseconds. So the path
-of a small segment is short, and is as told in `docs/benchmarks.md`.
+costs what is touched after it: each page of Python that runner or child write to, and each that the child reads of a
+file, is a fault of one to three microseconds, and an unwary child has four hundred. So the path of a small segment is
+short: little is called in it, and that was called before.
 """
 
 from __future__ import annotations

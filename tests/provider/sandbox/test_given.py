@@ -51,8 +51,8 @@ def test_memory_that_was_taken_over_can_only_be_read(file: Path) -> None:
             with pytest.raises(OSError) as refused:
                 attempt()
             assert refused.value.errno in (errno.EPERM, errno.EACCES)
-        with pytest.raises(PermissionError):
-            mmap.mmap(os.open(f"/proc/self/fd/{memory}", os.O_RDWR), 0)
+        with open(f"/proc/self/fd/{memory}", "r+b") as again, pytest.raises(PermissionError):
+            mmap.mmap(again.fileno(), 0)
     finally:
         os.close(memory)
         os.close(unsealed)
