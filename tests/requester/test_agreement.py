@@ -170,7 +170,8 @@ def make_lease(world: World, price: int, part: int) -> LeaseRecord:
     total = price * part
     terms = change(lease.terms, unit=price, price=total, count=part, bond=total, opened=NOW)
     locked = compute_cost(price, part, terms.commission)
-    return change(lease, terms=terms, held=part, locked=locked, bond=total)
+    changed: LeaseRecord = change(lease, terms=terms, held=part, locked=locked, bond=total)
+    return changed
 
 
 def add(splits: list[money.Split]) -> money.Split:

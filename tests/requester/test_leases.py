@@ -171,7 +171,7 @@ def test_a_failing_segment_ends_its_range_and_the_rest_goes_to_a_later_round() -
     rest = go_on(first, OK, OK)
     shell = start(first, rest)
     shell.feed(see(first), first.delivered, see(first, "settled", 9))
-    assert shell.machine.phase is Phase.RUNNING
+    assert str(shell.machine.phase) == "running"
     shell.feed(first.make_left("settled", 2), rest.closed, rest.awarded, rest.delivered, see(rest), end("settled"))
     assert list_accepted(shell) == [(first.lease, (Span(0, 2),)), (rest.lease, (Span(2, 2),))]
     shell.feed(see(rest, "settled", 20))
@@ -229,7 +229,7 @@ def test_what_nobody_takes_up_is_missing_in_the_end(state: str, why: str) -> Non
     mine, other = make_map()
     shell = start(mine, other)
     shell.feed(other.awarded, see(mine), see(other, state, 7), mine.delivered, see(mine, "settled", 9))
-    assert shell.machine.phase is Phase.RUNNING
+    assert str(shell.machine.phase) == "running"
     shell.feed(other.make_left(state, 0), end("partly"))
     assert shell.machine.phase is Phase.PARTLY
     assert shell.machine.text == f"3 of 6 segments have no result: 3-5: {why}"
@@ -239,9 +239,9 @@ def test_settled_segments_whose_results_do_not_come_are_lost_and_looked_for_agai
     mine, other = make_map()
     shell = start(mine, other)
     shell.feed(other.awarded, see(mine), see(other), mine.delivered, see(mine, "settled", 9), see(other, "settled", 9))
-    assert shell.machine.phase is Phase.DELIVERED
+    assert str(shell.machine.phase) == "delivered"
     shell.sleep()
-    assert shell.machine.phase is Phase.PARTLY
+    assert str(shell.machine.phase) == "partly"
     assert "3-5: they are settled" in shell.machine.text
     assert kinds(shell.tell(e.Restarted()))[:2] == [e.WatchChain, e.Listen]
     shell.feed(other.delivered)

@@ -34,7 +34,8 @@ ANNOUNCED = Announced(NOW, 0, (Span(0, 1),), 2, NOW + 2_000)
 def test_one_job_from_signing_to_settlement() -> None:
     shell = Shell()
     w = shell.world
-    fetch, told = [e.KeepRecords, e.FetchBlobs, e.TellPhase], [e.TellSegments, e.PostAcceptance, e.TellPhase]
+    fetch: list[type] = [e.KeepRecords, e.FetchBlobs, e.TellPhase]
+    told: list[type] = [e.TellSegments, e.PostAcceptance, e.TellPhase]
     steps: list[tuple[Any, list[type], Phase]] = [
         (e.Restarted(), [e.WatchChain, e.SubmitOrder], Phase.SIGNED),
         (e.Submitted(), [e.Listen, e.WatchChain, e.TellPhase], Phase.SENT),
@@ -96,7 +97,7 @@ def test_an_award_after_a_refused_one_stands_for_it() -> None:
     later = world.also(first=0, causes=(Cause.OK,), failed=frozenset([world.award_body.bid]))
     shell = Shell(world, later)
     shell.tell(e.Restarted(), e.Submitted(), world.closed, world.awarded, world.make_failed(), later.awarded)
-    assert shell.machine.phase is Phase.AWARDED
+    assert str(shell.machine.phase) == "awarded"
     assert shell.machine.documents.tried == (world.award_body.bid,)
     shell.feed(see(later), later.delivered, see(later, "settled", 9))
     assert shell.machine.phase is Phase.SETTLED
@@ -117,7 +118,7 @@ def test_the_chain_may_be_ahead_of_the_broker() -> None:
     shell = Shell()
     w = shell.world
     shell.tell(e.Restarted(), e.Submitted(), see(w))
-    assert shell.machine.phase is Phase.RUNNING
+    assert str(shell.machine.phase) == "running"
     assert shell.machine.documents.leases == ()
     shell.tell(w.delivered, w.awarded, w.closed)
     assert kinds(shell.tell(make_found(w))) == [e.TellSegments, e.PostAcceptance, e.TellPhase]
@@ -272,7 +273,7 @@ def test_a_broker_that_is_gone_is_waited_for_until_no_lease_could_open() -> None
     shell = Shell()
     w = shell.world
     shell.tell(e.Restarted(), e.Submitted(), w.closed, w.awarded, see(w, "returned", 9))
-    assert shell.machine.phase is Phase.RUNNING
+    assert str(shell.machine.phase) == "running"
     assert shell.machine.wake_at() == w.order.body.deadline + LAPSE_MARGIN_MS
     shell.sleep()
     assert shell.machine.phase is Phase.ENDED

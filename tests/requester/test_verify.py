@@ -23,7 +23,7 @@ from chain.ledger.entries import LeaseState
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import SegmentRecord, Span
-from chain.ledger.transactions import Deliver, GiveBack, Settle
+from chain.ledger.transactions import Deliver, GiveBack, Settle, compute_transaction_id
 from requester.purchase import checks, deliveries, endings, verify
 from requester.purchase.documents import (
     Documents,
@@ -201,7 +201,7 @@ def test_a_job_that_nobody_took_is_checked_too() -> None:
 def swap_settle(body: Any) -> Job:
     """Another last transaction, really on the chain, and seen there."""
     proof = prove_body(body)
-    seen = see_record(settle(make_run().worlds[0]), endings.compute_transaction_id(proof.transaction.body).hex())
+    seen = see_record(settle(make_run().worlds[0]), compute_transaction_id(proof.transaction.body).hex())
     return make_run().repaper(proof=proof, seen=seen)
 
 
@@ -234,7 +234,7 @@ def bend_acceptance(signer: Any = REQUESTER, /, **fields: Any) -> Job:
     world = make_run().worlds[0]
     acceptance = accept(world, signer, **fields)
     proof = prove_body(Settle(world.receipt, acceptance))
-    tx = endings.compute_transaction_id(proof.transaction.body).hex()
+    tx = compute_transaction_id(proof.transaction.body).hex()
     return make_run().repaper(acceptance=acceptance, proof=proof, seen=see_record(settle(world), tx))
 
 
