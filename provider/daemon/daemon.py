@@ -11,11 +11,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import msgspec
+
 from broker.protocol import topics
 from broker.protocol.messages import Offer, sign_message
 from chain.base.codec import decode
 from chain.base.errors import Refused, TallyError
 from chain.base.keys import Signed
+from chain.base.units import MAX_INT
 from chain.ledger.terms.work import Acceptance
 from chain.ledger.transactions import GiveBack
 from chain.rpc.schema import LeaseView
@@ -42,9 +45,11 @@ TIDY_SECONDS = 1.0
 
 
 class Daemon(Office):
-    """One provider at work. `start`, then `close`; `broker` is the broker's key."""
+    """One provider at work. `start`, then `close`; `broker` is the broker's key, `max_blob` the longest blob it takes:
+    a longer output could never be handed in.
+    """
 
-    def __init__(self, gear: Gear, settings: ProviderSettings, broker: bytes) -> None:
+    def __init__(self, gear: Gear, settings: ProviderSettings, broker: bytes, max_blob: int = MAX_INT) -> None:
         self.gear = gear
         self.leases: dict[bytes, LeaseKeeper] = {}
         self._settings = settings
@@ -54,7 +59,9 @@ class Daemon(Office):
         self._submitter = Submitter(gear.signer, gear.chain_id, gear.chain, gear.clock)
         self._changed = asyncio.Event()
         self._log = get_logger("provider")
-        rates = Rates(settings.prices, settings.policy, settings.pool)
+        policy = settings.policy
+        policy = msgspec.structs.replace(policy, output_bytes=min(policy.output_bytes, max_blob))
+        rates = Rates(settings.prices, policy, settings.pool)
         offer = make_offer(gear.signer.key, gear.host, settings, Funds(0, 0, 0), gear.clock.now())
         self.counter = Counter(gear, rates, broker, offer)
         self.counter.on_acceptance = self._hear_acceptance

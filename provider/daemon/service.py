@@ -90,7 +90,7 @@ async def open_provider(settings: ProviderSettings, signer: Signer, stack: conte
         host=describe(image, abilities),
         patience=Patience(),
     )
-    return Daemon(gear, settings, bytes.fromhex(said.broker))
+    return Daemon(gear, settings, bytes.fromhex(said.broker), said.max_blob_bytes)
 
 
 def check_broker(said: Info, chain: str, settings: ProviderSettings) -> None:

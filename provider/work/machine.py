@@ -384,7 +384,7 @@ class Work:
         if self.phase is not Phase.STORED or kept is None:
             return ()
         self._deliver_at = None
-        return self._known.standing.deliver(*kept, "refused before")
+        return self._known.standing.deliver(*kept, "asked again")
 
     def _quit(self, why: str) -> tuple[WorkEffect, ...]:
         """Nothing more can be handed in: put on the chain what it takes, then give back."""

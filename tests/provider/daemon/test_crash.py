@@ -83,17 +83,48 @@ async def test_killed_behind_any_row_the_job_is_paid_exactly_once(world: World, 
         await until(lambda: bool(world.bids(order)))
 
 
+RANGE_POINTS = 14
+"""Rows of a range of six segments: beside the above each batch of segments, each pace and each prefix."""
+
+
+@pytest.mark.parametrize("kind", ["map", "train"])
+@pytest.mark.parametrize("point", range(2, RANGE_POINTS + 1))
+async def test_killed_behind_any_row_of_a_range_each_segment_is_recorded_and_paid_once(
+    world: World, point: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provider.work.handing.PREFIX_MS", 3)
+    order, spec = world.make_map(6) if kind == "map" else world.make_train(6)
+    broken = break_journal(world, point)
+    bid = await world.get_bid(order, spec)
+    lease = await world.open_award(order, scene.make_award(order, bid), bid)
+    await until(lambda: broken.is_set() or world.chain.views[lease].state == "settled")
+    before = list(world.broker.handed[lease].records) if lease in world.broker.handed else []
+    await world.kill()
+    await world.start()
+    await world.wait_state(lease, LeaseState.SETTLED)
+    records = world.broker.handed[lease].records
+    assert records[: len(before)] == before, "a record was made twice"
+    assert [record.index for record in records] == list(range(6))
+    assert [times for (_, state), times in world.chain.done.items() if state == "settled"] == [1]
+    assert not any(isinstance(body, GiveBack) for body in world.chain.submitted)
+    assert world.executor.ran[compute_order_id(scene.CHAIN, order)] <= 2
+
+
 async def test_killed_at_random_moments_every_lease_ends_once(world: World, seed: int) -> None:
     chance = random.Random(seed)
-    orders = [world.make_order(f"order {number}") for number in range(6)]
+    orders = [world.make_order(f"order {number}") for number in range(3)]
     leases = [await world.open_lease(order) for order in orders]
+    for order, spec in (world.make_map(20, "one"), world.make_map(7, "two"), world.make_train(9)):
+        leases.append(await world.open_lease(order, spec=spec))
     for _ in range(6):
         await asyncio.sleep(chance.random() * 0.02)
         await world.kill()
         await world.start()
     for lease in leases:
         await world.wait_state(lease, LeaseState.SETTLED)
-    assert set(world.chain.done.values()) == {1} and len(world.chain.done) == 6
+    settled = {lease: times for (lease, state), times in world.chain.done.items() if state == "settled"}
+    assert settled == {lease.hex(): 1 for lease in leases}
+    assert set(world.chain.done.values()) == {1}, "a delivery may come before the settle, once"
     assert world.executor.most <= 2
     for lease in leases:
         await world.wait_gone(lease)

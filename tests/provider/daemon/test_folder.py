@@ -68,7 +68,7 @@ def test_a_disk_that_takes_no_more_leaves_no_blob_that_is_not_there(
     def refuse(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "pwrite", refuse)
+    monkeypatch.setattr(os, "pwrite", refuse)
     with pytest.raises(OSError, match="No space"):
         folder.put(b"second")
     monkeypatch.undo()

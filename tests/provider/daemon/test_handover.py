@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.auction.admission import Agreed
-from broker.protocol.api import INLINE_BYTES, MAX_PARCEL_BYTES
+from broker.protocol.api import INLINE_BYTES, MAX_PARCEL_BYTES, Delivery
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed
@@ -80,12 +80,12 @@ async def test_an_outage_sends_nothing_twice_that_arrived(tmp_path: Path) -> Non
     tries = 0
     deliver = made.broker.deliver
 
-    async def flaky(*arguments: Any) -> Any:
+    async def flaky(lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
         nonlocal tries
         tries += 1
         if tries < 3:
             raise Unavailable("away", rule="broker.unreachable")
-        return await deliver(*arguments)
+        return await deliver(lease, delivery)
 
     made.broker.deliver = flaky  # type: ignore[method-assign]  # it is away twice
     assert isinstance(await made.post(), Stored)
@@ -107,12 +107,12 @@ async def test_a_broker_that_does_not_know_the_lease_yet_is_asked_again(tmp_path
     tries = 0
     deliver = made.broker.deliver
 
-    async def late(*arguments: Any) -> Any:
+    async def late(lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
         nonlocal tries
         tries += 1
         if tries < MAX_REFUSALS:
             raise Refused("not yet", rule="lease.unknown")
-        return await deliver(*arguments)
+        return await deliver(lease, delivery)
 
     made.broker.deliver = late  # type: ignore[method-assign]  # its chain lags
     assert isinstance(await made.post(), Stored)
@@ -146,7 +146,7 @@ async def test_a_storage_receipt_that_the_chain_would_not_take_is_none(tmp_path:
         "no signature": msgspec.structs.replace(good, signature=bytes(64)),
     }[name]
 
-    async def lie(*_: Any) -> Any:
+    async def lie(lease: bytes, delivery: Delivery) -> Signed[StorageReceipt]:
         return forged
 
     made.broker.deliver = lie  # type: ignore[method-assign]  # a broker that lies

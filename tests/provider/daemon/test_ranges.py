@@ -20,9 +20,8 @@ from chain.ledger.terms.agreement import Kind, compute_order_id
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import Span, is_final
 from chain.ledger.transactions import Extend, GiveBack, Settle
-from provider.daemon import inputs
 from provider.daemon.inputs import check_items
-from provider.work.events import MAX_BATCH, LeaseState
+from provider.work.events import LeaseState
 from provider.work.phases import Phase
 from tests.provider import scene
 from tests.provider.daemon.world import World, until
@@ -376,7 +375,3 @@ def test_only_the_items_of_the_order_pass(tmp_path: Path, name: str) -> None:
     with pytest.raises(Refused) as caught:
         check_items(path, order)
     assert caught.value.rule == "inputs.items"
-
-
-def test_batches_fit_one_event() -> None:
-    assert MAX_BATCH == 256 and inputs.INLINE_BYTES == 262_144
