@@ -52,6 +52,15 @@ def test_a_provider_that_is_gone_is_called_and_what_it_did_is_saved() -> None:
     assert Inquire in kinds(play.change("delivered", 7))
 
 
+def test_what_does_not_go_on_from_the_receipt_on_the_chain_is_not_sent_there() -> None:
+    """It was never handed in here, so no proof leads on from it: its provider is called all the same."""
+    play = start_train(20)
+    play.hand_in(7)
+    play.change("open", 5)
+    play.tell(ProviderLeft(PROVIDERS[0].key))
+    assert kinds(play.wake(CALL_PATIENCE)) == [SubmitCall]
+
+
 CALLS: list[tuple[str, Any, bool]] = [
     ("silent", lambda play: None, True),
     ("back again", lambda play: play.tell(ProviderBack(PROVIDERS[0].key)), False),

@@ -170,6 +170,19 @@ def test_a_gap_waits_while_enough_providers_work() -> None:
     assert Inquire in kinds(play.change("delivered", 3))
 
 
+def test_no_more_than_parallelism_are_at_work_when_a_round_begins() -> None:
+    play = start_map()
+    play.hand_in(1, 0)
+    play.change("delivered", 1, 0)
+    next_round(play, 2, 3)
+    assert find_spans(play)[2:] == [(1, 2), (3, 2)]
+    play.open(2)
+    play.open(3)
+    assert kinds(play.change("returned", 0, 2)) == [Left]
+    assert play.wake(60_000) == []
+    assert Inquire in kinds(play.hand_in(5, 1))
+
+
 def test_a_failed_segment_ends_its_range_and_with_tolerance_the_rest_is_offered() -> None:
     for tolerance, state in ((0, "partly"), (1, "")):
         play = start_map(tolerance=tolerance)
@@ -272,6 +285,17 @@ def test_who_leaves_at_once_is_not_asked_at_once() -> None:
         play.open()
     play.hand_in(1)
     assert Inquire in kinds(play.change("delivered", 1))
+
+
+def test_work_makes_patience_new() -> None:
+    play = start_train()
+    for _ in range(3):
+        play.change("unstarted")
+        next_round(play, 0)
+        play.open()
+    play.hand_in(1)
+    play.change("returned")
+    assert play.auction.wake_at() == play.now + PAUSE_FIRST
 
 
 def test_a_round_waits_as_the_first_one_did() -> None:

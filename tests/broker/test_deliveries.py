@@ -167,6 +167,13 @@ def test_a_train_goes_on_from_state_to_state(here: int, make: Any, rule: str) ->
     refuse(rule, make_known(here, Kind.TRAIN), make(), Kind.TRAIN)
 
 
+def test_behind_a_receipt_that_ended_by_a_failure_comes_none() -> None:
+    """R9: a failed segment ends its range, whatever its provider signs afterwards."""
+    known, failed = HandedIn(), records(3, cause=Cause.OOM)
+    known.add(sign(failed), AWARD.count)
+    refuse("R5.shorter", known, sign([*failed, *records()[3:]], 3))
+
+
 def test_items_of_a_map_are_the_requesters_to_check() -> None:
     refuse("", make_known(), sign(change(2, input=bytes(32))))
 
