@@ -32,6 +32,7 @@ from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.plan import build_plan
 from provider.sandbox.runtimes import RuntimeImage
 from provider.sandbox.spec import Limits, Task
+from provider.work.events import LeaseState
 
 
 def _add_home(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,7 +61,12 @@ def main() -> None:
 @main.command()
 @_add_home
 def init(config: Path | None, home: str | None) -> None:
-    """Make the provider's account and print it. It then needs credits for its bond and fees."""
+    """Make the provider's account and print it. It then needs credits for its bond and fees.
+
+    \b
+    Example:
+      tally-provider init
+    """
     settings = _load(config, home=home)
     signer = create_key(settings.key_file, settings.passphrase or None)
     click.echo(show_key(signer.key))
@@ -100,7 +106,15 @@ def run(config: Path | None, **flags: object) -> None:
 @click.option("--chain", help="URL of a chain node.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status(config: Path | None, home: str | None, chain: str | None, as_json: bool) -> None:
-    """The provider's account, bond and leases, as the chain has them."""
+    """The provider's account, bond and leases, as the chain has them.
+
+    A lease is shown with its job, its state, how many of its segments are on the chain, of how many, from which on.
+
+    \b
+    Examples:
+      tally-provider status
+      tally-provider status --json
+    """
     settings = _load(config, home=home, chain=chain)
     key = load_key(settings.key_file, settings.passphrase or None).key
     account, leases = asyncio.run(_ask(settings.chain, key))
@@ -114,8 +128,16 @@ def status(config: Path | None, home: str | None, chain: str | None, as_json: bo
     click.echo(f"balance  {format_credits(account.balance)} credits")
     click.echo(f"bond     {format_credits(account.bond)} credits, {format_credits(account.set_aside)} in leases")
     for lease in leases:
-        paid = format_credits(lease.paid)
-        click.echo(f"lease    {lease.id[:16]}  {lease.state:<10}  {lease.served}/{lease.count} segments  paid {paid}")
+        click.echo(_show_lease(lease))
+
+
+def _show_lease(lease: LeaseView) -> str:
+    """One line. What waits to be accepted is less than the whole where the rest was given back."""
+    part = f"{lease.served}/{lease.count} segments from {lease.first}"
+    if LeaseState(lease.state).is_live and lease.held < lease.count:
+        part += f", {lease.held} still at stake"
+    paid = format_credits(lease.paid)
+    return f"lease    {lease.id[:16]}  job {lease.order[:16]}  {lease.state:<10}  {part}  paid {paid}"
 
 
 async def _ask(url: str, key: bytes) -> tuple[AccountView, list[LeaseView]]:
@@ -128,7 +150,12 @@ async def _ask(url: str, key: bytes) -> tuple[AccountView, list[LeaseView]]:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @click.pass_context
 def doctor(ctx: click.Context, config: Path | None, home: str | None, as_json: bool) -> None:
-    """Try out what this host can enforce, and say what is missing. Exit code 3 if it can't run jobs."""
+    """Try out what this host can enforce, and say what is missing. Exit code 3 if it can't run jobs.
+
+    \b
+    Example:
+      tally-provider doctor
+    """
     settings = _load(config, home=home)
     image, abilities = asyncio.run(examine(settings))
     if as_json:
@@ -159,7 +186,12 @@ def sandbox() -> None:
 @_add_home
 @click.option("--memory", default=512, show_default=True, help="MiB of the sample job.")
 def plan(config: Path | None, home: str | None, memory: int) -> None:
-    """Print, as JSON, each step that would be carried out for a sample job."""
+    """Print, as JSON, each step that would be carried out for a sample job.
+
+    \b
+    Example:
+      tally-provider sandbox plan --memory 1024
+    """
     settings = _load(config, home=home)
     image, abilities = asyncio.run(examine(settings))
     if abilities.level is None:

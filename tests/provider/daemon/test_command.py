@@ -7,13 +7,19 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from chain import __version__
 from chain.base.keys import show_key
+from chain.ledger.terms.work import Span
+from chain.rpc.schema import LeaseView
 from chain.runtime.keystore import load_key
 from provider.cli import main
+from provider.cli.commands import _show_lease
+from tests.provider import scene
+from tests.provider.daemon.world import make_view as show_view
 
 
 def run(*arguments: str, **environment: str) -> Result:
@@ -73,6 +79,24 @@ def test_a_chain_that_does_not_run_is_named(tmp_path: Path, nowhere: str) -> Non
     run("init", "--home", str(tmp_path))
     result = run("status", "--home", str(tmp_path), "--chain", nowhere)
     assert result.exit_code == 3 and nowhere in result.output and "tally-chain run" in result.output
+
+
+def make_view(**changes: Any) -> LeaseView:
+    order = scene.make_order()
+    view = show_view(bytes(range(32)), order, scene.make_award(order, scene.make_bid(order), Span(3, 9)), 5)
+    return msgspec.structs.replace(view, **changes)
+
+
+def test_a_lease_is_one_line_that_says_which_part_counts() -> None:
+    line = _show_lease(make_view(served=4))
+    assert "0001020304050607" in line and "4/9 segments from 3" in line and "open" in line and "at stake" not in line
+    assert "4 still at stake" in _show_lease(make_view(state="delivered", served=4, held=4))
+    assert "at stake" not in _show_lease(make_view(state="settled", served=4, held=4))
+
+
+@pytest.mark.parametrize("words", [["init"], ["run"], ["status"], ["doctor"], ["sandbox", "plan"]])
+def test_help_has_an_example(words: list[str]) -> None:
+    assert f"tally-provider {' '.join(words)}" in run(*words, "--help").output
 
 
 def test_settings_come_from_file_then_variables_then_flags(tmp_path: Path, nowhere: str) -> None:
