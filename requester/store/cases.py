@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,9 @@ def write_case_file(path: Path, content: CaseContent, on_bytes: OnBytes | None =
     Raises `Refused` under a `case.` rule where a blob is not what its digest says, `Unavailable` under `file.write`;
     then there is no new file, and an old one is as it was.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         with os.fdopen(descriptor, "wb") as file:
             for piece in write_case(content):
                 file.write(piece)
