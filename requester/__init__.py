@@ -14,12 +14,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from requester.client import AsyncMarket, JobEnded, JobFailed, JobResult, Market, NoBid
+    from broker.protocol.reporting import report
+    from requester.client.data import load
+    from requester.client.handles import AsyncJobHandle
+    from requester.client.market import AsyncMarket
+    from requester.client.news import Hooks, News
+    from requester.client.outcomes import JobEnded, JobFailed, NoBid
+    from requester.client.results import JobResult, MapResult, TrainResult
+    from requester.client.sync import JobHandle, Market
+    from requester.client.wishes import Wishes
 
-__all__ = ["AsyncMarket", "JobEnded", "JobFailed", "JobResult", "Market", "NoBid"]
+__all__ = [
+    "AsyncJobHandle",
+    "AsyncMarket",
+    "Hooks",
+    "JobEnded",
+    "JobFailed",
+    "JobHandle",
+    "JobResult",
+    "MapResult",
+    "Market",
+    "News",
+    "NoBid",
+    "TrainResult",
+    "Wishes",
+    "load",
+    "report",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":
+        return importlib.import_module("broker.protocol.reporting").report
     if name in __all__:
         return getattr(importlib.import_module("requester.client"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,26 +1,15 @@
-"""What a job leaves its caller with: a result, or an error that says what happened, with its figures."""
+"""The errors by which a job leaves its caller without a value, or without all of them; each says what happened."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from broker.protocol.values import BadValue, unpack
 from chain.base.errors import Refused, TallyError
-from chain.base.keys import Signed
 from chain.base.units import format_credits
-from chain.ledger.genesis import Genesis
-from chain.ledger.terms.outcome import Cause, Usage
-from chain.ledger.terms.work import Receipt, SegmentRecord
-from requester.client.settings import load_genesis
-from requester.client.texts import escape, escape_line, show_size, show_span
-from requester.purchase import checks, deliveries
-from requester.purchase.checking import CheckFailed, Verdict
+from chain.ledger.terms.outcome import Cause
+from chain.ledger.terms.work import SegmentRecord
+from requester.client.texts import escape_line, show_size, show_span
 from requester.purchase.documents import Documents
-from requester.purchase.phases import LEASE_ENDS, Phase
-from requester.purchase.verify import verify_job
-from requester.store.jobs import JobRow, JobStore
 
 
 class NoBid(Refused):
@@ -32,20 +21,33 @@ class NoBid(Refused):
 
 
 class JobFailed(TallyError):
-    """The job itself failed; its segment is paid (R9). `cause` as in the receipt; `figure` says how much of what;
-    `traceback` is the end of the job's own, hostile text as it came; `cost` is in micro-credits, commission included.
+    """The job itself failed, or some of its segments have no value; segments that failed are paid (R9).
+
+    `cause` is that of the first failure as its receipt has it, `host` where none failed and some were not served;
+    `figure` says how much of what; `traceback` is the end of the job's own, hostile text as it came; `cost` is in
+    micro-credits, commission included. `result` is what a `map` or `train` did bring (a `MapResult` or `TrainResult`).
     """
 
     def __init__(
-        self, job: str, cause: Cause, figure: str, traceback: str, *, cost: int = 0, settled: bool = True
+        self,
+        job: str,
+        cause: Cause,
+        figure: str,
+        traceback: str,
+        *,
+        cost: int = 0,
+        settled: bool = True,
+        result: Any = None,
     ) -> None:
-        paid = f"{format_credits(cost)} credits {'paid' if settled else 'to be paid'}: a failed segment is paid"
+        paid = f"{format_credits(cost)} credits {'paid' if settled else 'to be paid'}"
+        paid += ": a failed segment is paid" if cause is not Cause.HOST else ""
         super().__init__(f"the job failed ({cause.value}): {figure}; {paid}", rule=f"job.{cause.value}")
         self.cost = cost
         self.job = job
         self.cause = cause
         self.figure = figure
         self.traceback = traceback
+        self.result = result
 
 
 class JobEnded(TallyError):
@@ -66,125 +68,6 @@ class JobPending(TallyError):
         )
         self.job = job
         self.phase = phase
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """A finished job: plain values and NumPy arrays, what it cost, and the proof of it.
-
-    `cost` is what left the requester in micro-credits, commission included, as a final block shows it (as the award
-    says where `settled` is False). `checks` counts the checks that passed.
-    """
-
-    value: Any
-    job: str
-    provider: bytes
-    cost: int
-    commission: int
-    settled: bool
-    usage: Usage
-    log: str
-    checks: int
-    documents: Documents = field(repr=False)
-    _blobs: dict[bytes, bytes] = field(repr=False, default_factory=dict)
-
-    @property
-    def receipt(self) -> Signed[Receipt]:
-        """The provider's signed receipt."""
-        assert self.documents.delivery is not None
-        return self.documents.delivery.receipt
-
-    @property
-    def packed(self) -> bytes:
-        """The output as it was received and checked."""
-        assert self.documents.delivery is not None
-        return self._blobs.get(self.documents.delivery.records[-1].body.output, b"")
-
-    @property
-    def credits(self) -> str:
-        """The cost as decimal credits."""
-        return format_credits(self.cost)
-
-    def verify(self, genesis: Genesis | str | Path) -> list[Verdict]:
-        """Check everything again, offline, with nothing but the genesis (or the path of its file). Raises `Refused` for
-        a file that can't be read.
-        """
-        known = genesis if isinstance(genesis, Genesis) else load_genesis(Path(genesis))
-        return verify_job(self.documents, self._blobs, known)
-
-
-def read_outcome(store: JobStore, row: JobRow) -> JobResult:
-    """The result of a job as the store has it.
-
-    Raises `JobFailed`, `NoBid`, `CheckFailed`, `JobEnded`, or `JobPending` where the job goes on.
-    """
-    job, documents = row.id.hex(), store.load_documents(row.id)
-    if row.phase in (Phase.ACCEPTED, Phase.SETTLED):
-        return _read_result(store, job, documents)
-    if not Phase(row.phase).is_over:
-        raise JobPending(job, row.phase)
-    if row.phase == Phase.UNMATCHED:
-        raise NoBid(escape(row.text), documents.unmatched.lowest if documents.unmatched else 0)
-    if row.phase == Phase.REFUSED:
-        raise _read_check(row)
-    how = row.rule.removeprefix("lease.") if row.phase == Phase.ENDED else row.phase
-    raise JobEnded(job, how, row.rule, escape(row.text))
-
-
-def _read_check(row: JobRow) -> TallyError:
-    """A delivery that was refused: by the number of its check."""
-    number = row.rule.removeprefix("check.")
-    failed = CheckFailed(int(number) if number.isdigit() else 0, "delivery", escape(row.text))
-    failed.message = f"{escape(row.text)}; it was not accepted and silence will accept it, there is no panel"
-    return failed
-
-
-def _read_result(store: JobStore, job: str, documents: Documents) -> JobResult:
-    assert documents.delivery is not None
-    blobs = dict(store.load_blobs(documents))
-    receipt = documents.delivery.receipt.body
-    last = documents.delivery.records[-1].body
-    cost, commission, settled = read_cost(documents)
-    if receipt.cause is not Cause.OK:
-        traceback = blobs.get(last.error, b"").decode("utf-8", "replace")
-        figure = describe_failure(last, documents, traceback)
-        raise JobFailed(job, receipt.cause, figure, traceback, cost=cost, settled=settled)
-    packed = blobs.get(last.output)
-    if packed is None:
-        raise JobEnded(job, "accepted", "result.missing", f"its output is no longer in {store.folder}")
-    try:
-        value = unpack(packed)
-    except BadValue as error:
-        raise JobEnded(job, "accepted", "result.form", f"the output cannot be read: {escape(str(error))}") from error
-    return JobResult(
-        value=value,
-        job=job,
-        provider=receipt.provider,
-        cost=cost,
-        commission=commission,
-        settled=settled,
-        usage=receipt.usage,
-        log=blobs.get(receipt.log, b"").decode("utf-8", "replace"),
-        checks=CHECKED,
-        documents=documents,
-        _blobs=blobs,
-    )
-
-
-CHECKED = sum(map(len, (checks.AWARD_CHECKS, checks.BOOK_CHECKS, deliveries.DELIVERY_CHECKS, deliveries.BLOB_CHECKS)))
-"""How many checks an accepted delivery has passed."""
-
-
-def read_cost(documents: Documents) -> tuple[int, int, bool]:
-    """(cost, commission, settled): from the chain where the lease is over, else as the award would have it."""
-    seen, award = documents.seen, documents.award
-    if seen is not None and seen.state in LEASE_ENDS:
-        return seen.paid + seen.commission, seen.commission, True
-    if award is None:
-        return 0, 0, False
-    price = award.body.price * award.body.count
-    commission = price * award.body.commission // 10_000
-    return price + commission, commission, False
 
 
 def describe_failure(record: SegmentRecord, documents: Documents, traceback: str = "") -> str:

@@ -1,6 +1,7 @@
 """Carries out what the purchase machine asks for: one job, its machine, its driver, its two long polls.
 
-Expected failures come back as events. Not here: decisions (`requester.purchase`), and who asked for the job (`market`).
+Expected failures come back as events. Not here: decisions (`requester.purchase`), blobs (`transfers`), what is told
+(`telling`), and who asked for the job (`market`).
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-import msgspec
-
-from broker.protocol.api import INLINE_BYTES, Advanced, Delivered, JobEvent, Submission
+from broker.protocol.api import Advanced, Events
 from broker.rpc.client import BrokerClient
-from chain.base.errors import Fault, Refused, TallyError, Unavailable
+from chain.base.errors import Fault, TallyError, Unavailable
 from chain.base.keys import Signer
 from chain.ledger.transactions import Settle, sign_transaction
 from chain.rpc.client import ChainClient
 from chain.rpc.schema import LeaseView, LedgerEvent
 from chain.runtime.clock import Clock
 from chain.runtime.driver import Driver
-from requester.client.news import Hooks, News
+from requester.client.board import Board
+from requester.client.telling import Teller
+from requester.client.transfers import Transfers
 from requester.purchase import events as e
+from requester.purchase.documents import RecordChunk
 from requester.purchase.machine import Purchase
-from requester.purchase.phases import LEASE_ENDS, Phase
+from requester.purchase.phases import Phase
 from requester.store.jobs import JobStore
 
 POLL_MS = 25_000
@@ -39,7 +41,9 @@ VALID_MS = 90_000
 """How long a transaction of ours may take to be included; R15 allows 120 s."""
 
 PROOF_SECONDS = 10.0
-"""How long the proof of the settlement is waited for once the job is over."""
+"""How long the proofs of how leases ended are waited for once the job is over."""
+
+PROOF_TRIES = 4
 
 Reply = e.PurchaseEvent | None
 
@@ -58,18 +62,19 @@ class Means:
 class JobRunner:
     """Drives one job until its phase is over; `wait` returns that phase. The caller owns the job in the store."""
 
-    def __init__(self, means: Means, job: bytes, hooks: Hooks) -> None:
+    def __init__(self, means: Means, job: bytes, board: Board) -> None:
         documents = means.store.load_documents(job)
         self.job = job
-        self.machine = Purchase(documents.chain, means.signer, documents.order, documents.spec)
+        self.machine = Purchase(documents.chain, means.signer, documents.order, documents.spec, documents.items)
         self._means = means
-        self._hooks = hooks
         self._name = f"purchase/{job.hex()}"
+        self._teller = Teller(self.machine, board, named=bool(means.store.journal.load(self._name)))
+        self._transfers = Transfers(means.store.blobs, means.broker, self._teller.tell_transfer)
         self._polls: dict[str, asyncio.Task[None]] = {}
-        self._proofs: list[asyncio.Task[None]] = []
+        self._proofs: dict[bytes, asyncio.Task[None]] = {}
+        self._proven = {papers.lease for papers in documents.leases if papers.state is not None}
         self._moved = asyncio.Event()
-        self._shown = 0
-        self._named = False
+        self._deaf = False
         self._driver: Driver[e.PurchaseEvent, e.PurchaseEffect] = Driver(
             self._name,
             self.machine,
@@ -83,7 +88,6 @@ class JobRunner:
 
     async def start(self) -> None:
         """Rebuild the machine from its journal and go on."""
-        self._named = bool(self._means.store.journal.load(self._name))
         await self._driver.start()
         self._note()
 
@@ -94,13 +98,13 @@ class JobRunner:
             await self._moved.wait()
             if self._driver.failed is not None:
                 raise Fault(f"the job's machine stopped: {self._driver.failed!r}", rule="job.machine")
-        if self._proofs:
-            await asyncio.wait(self._proofs, timeout=PROOF_SECONDS)
+        if self._proofs and self.machine.phase.is_over:
+            await asyncio.wait(self._proofs.values(), timeout=PROOF_SECONDS)
         return self.machine.phase
 
     async def close(self) -> None:
         """Stop; the job goes on without us and can be taken up again."""
-        tasks = [*self._polls.values(), *self._proofs]
+        tasks = [*self._polls.values(), *self._proofs.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -111,49 +115,53 @@ class JobRunner:
     def perform(self, effect: e.PurchaseEffect) -> Coroutine[Any, Any, Reply] | None:
         """Carry out one effect, as the driver asks."""
         match effect:
-            case e.TellPhase() | e.TellProgress() | e.TellTrouble():
+            case e.TellPhase() | e.TellProgress() | e.TellTrouble() | e.TellSegments():
                 self._tell(effect)
+            case e.KeepRecords():
+                self._means.store.keep_records(self.job, RecordChunk(effect.lease, effect.since, effect.records))
+                self._note()
             case e.Listen():
                 self._poll("broker", lambda: self._listen(effect.after))
+            case e.StopListening():
+                self._deaf = True
             case e.WatchChain():
                 self._poll("chain", self._watch)
             case e.KeepProof():
-                self._proofs.append(asyncio.get_running_loop().create_task(self._keep_proof(effect.tx)))
-            case e.FetchBlobs():
-                return self._fetch(effect)
+                self._keep_proof(effect)
             case _:
                 return self._send(effect)
         return None
 
     def _send(
         self,
-        effect: e.SubmitOrder | e.PostAcceptance | e.SubmitSettle,
+        effect: e.SubmitOrder | e.FetchBlobs | e.PostAcceptance | e.SubmitSettle,
     ) -> Coroutine[Any, Any, Reply]:
         match effect:
             case e.SubmitOrder():
-                return self._submit(effect.submission)
+                return self._submit(effect)
+            case e.FetchBlobs():
+                return self._fetch(effect)
             case e.PostAcceptance():
                 lease = effect.acceptance.body.lease
                 call = self._means.broker.accept(lease, effect.acceptance)
-                return _reply(call, e.AcceptancePosted(), e.AcceptanceFailed)
+                return _reply(call, e.AcceptancePosted(lease), lambda *why: e.AcceptanceFailed(lease, *why))
             case e.SubmitSettle():
-                return _reply(self._settle(effect), None, e.SettleFailed)
+                lease = effect.receipt.body.lease
+                return _reply(self._settle(effect), None, lambda *why: e.SettleFailed(lease, *why))
             case _:
                 assert_never(effect)
 
-    async def _submit(self, submission: Submission) -> Reply:
-        blobs = [self._means.store.blobs.get(digest) for digest in (submission.spec.code, submission.spec.inputs)]
-        here = [blob for blob in dict.fromkeys(blobs) if blob]
+    async def _submit(self, effect: e.SubmitOrder) -> Reply:
         try:
-            if sum(map(len, here)) <= INLINE_BYTES:
-                submission = msgspec.structs.replace(submission, blobs=tuple(here))
-            else:
-                for blob in here:
-                    await self._means.broker.put_blob(blob)
-            await self._means.broker.submit(submission)
+            await self._means.broker.submit(await self._transfers.attach(effect.submission))
         except TallyError as error:
             return e.SubmitFailed(error.rule, error.message[:2_000], again=isinstance(error, Unavailable))
         return e.Submitted()
+
+    async def _fetch(self, effect: e.FetchBlobs) -> Reply:
+        lot = next((lot for lot in self.machine.lots if lot.lease == effect.lease), None)
+        sizes = {} if lot is None else {record.output: record.usage.bytes_out for record in lot.records}
+        return await self._transfers.fetch(effect, sizes, self._teller.say_trouble)
 
     async def _settle(self, effect: e.SubmitSettle) -> None:
         now, chain = self._means.clock.now(), self.machine.chain
@@ -161,54 +169,41 @@ class JobRunner:
         signed = sign_transaction(self._means.signer, chain, body, now + VALID_MS, secrets.token_bytes(16))
         await self._means.chain.submit(signed)
 
-    async def _fetch(self, effect: e.FetchBlobs) -> Reply:
-        found: list[e.Found] = []
-        for digest in effect.digests:
-            data = self._means.store.blobs.get(digest)
-            if data is None:
-                try:
-                    data = await self._means.broker.get_blob(digest, effect.max_bytes)
-                except Unavailable as error:
-                    return e.FetchFailed(error.message[:2_000])
-                except (Refused, Fault) as error:
-                    self._hooks.tell(News("trouble", self.job.hex(), text=error.message, rule=error.rule))
-                    continue
-                self._means.store.blobs.put(data)
-            found.append(e.Found(digest, len(data)))
-        return e.BlobsFetched(tuple(found))
+    # ---- proofs ----
 
-    async def _keep_proof(self, tx: str) -> None:
-        try:
-            self._means.store.keep_proof(self.job, await self._means.chain.proof(bytes.fromhex(tx)))
-        except (TallyError, ValueError) as error:
-            self._hooks.tell(News("trouble", self.job.hex(), text=str(error), rule="proof"))
+    def _keep_proof(self, effect: e.KeepProof) -> None:
+        running = self._proofs.get(effect.lease)
+        if effect.lease not in self._proven and (running is None or running.done()):
+            self._proofs[effect.lease] = asyncio.get_running_loop().create_task(self._prove(effect))
+
+    async def _prove(self, effect: e.KeepProof) -> None:
+        """Proofs of how a lease ended; a node that does not answer is asked again."""
+        chain, pause = self._means.chain, FIRST_PAUSE
+        for left in reversed(range(PROOF_TRIES)):
+            try:
+                proof = await chain.proof(bytes.fromhex(effect.tx)) if effect.tx else None
+                state = await chain.prove_lease(effect.lease)
+            except (TallyError, ValueError) as error:
+                self._teller.say_trouble("proof", str(error))
+                if left and isinstance(error, Unavailable):
+                    await asyncio.sleep(pause)
+                    pause *= 2
+                    continue
+                return
+            self._means.store.keep_proof(self.job, effect.lease, proof, state)
+            self._proven.add(effect.lease)
+            return
 
     # ---- telling ----
 
-    def _tell(self, effect: e.TellPhase | e.TellProgress | e.TellTrouble) -> None:
-        job = self.job.hex()
-        if not self._named:
-            self._named = True
-            self._hooks.tell(News("signed", job))
-        match effect:
-            case e.TellPhase():
-                self._note()
-                self._hooks.tell(News("phase", job, effect.phase, text=effect.text, rule=effect.rule))
-                self._moved.set()
-            case e.TellTrouble():
-                self._hooks.tell(News("trouble", job, text=effect.text, rule=effect.rule))
-            case e.TellProgress():
-                self._tell_progress(effect.item)
-            case _:
-                assert_never(effect)
-
-    def _tell_progress(self, item: Advanced) -> None:
-        """Output that was shown already (a chunk sent twice) is not shown again."""
-        fresh = item.log[max(0, self._shown - item.log_offset) :]
-        self._shown = max(self._shown, item.log_offset + len(item.log))
-        if fresh:
-            self._hooks.tell(News("output", self.job.hex(), output=fresh))
-        self._hooks.tell(News("progress", self.job.hex(), done=item.done, total=item.total))
+    def _tell(self, effect: e.TellPhase | e.TellProgress | e.TellTrouble | e.TellSegments) -> None:
+        if isinstance(effect, e.TellPhase):
+            self._note()
+        if not isinstance(effect, e.TellProgress):
+            self._teller.look()
+        self._teller.tell(effect)
+        if isinstance(effect, e.TellPhase):
+            self._moved.set()
 
     def _note(self) -> None:
         machine = self.machine
@@ -224,37 +219,36 @@ class JobRunner:
     async def _listen(self, after: int) -> None:
         """Hear the broker until the job is over; a restarted broker goes on where it was."""
         pause = FIRST_PAUSE
-        while not self.machine.phase.is_over:
+        while not self.machine.phase.is_over and not self._deaf:
             try:
                 page = await self._means.broker.events(self.job, after, POLL_MS)
             except TallyError as error:
-                self._hooks.tell(News("trouble", self.job.hex(), text=error.message, rule=error.rule))
+                self._teller.say_trouble(error.rule, error.message)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_PAUSE)
                 continue
             pause = FIRST_PAUSE
-            for item in page.items:
-                self._hear(item, page.next if item is page.items[-1] else after)
+            await self._hear(page, after)
             after = page.next
 
-    def _hear(self, item: JobEvent, after: int) -> None:
-        if isinstance(item, Advanced):
-            self._driver.post(e.Moved(item))
-            return
-        if isinstance(item, Delivered):
-            for blob in item.delivery.blobs:
-                self._means.store.blobs.put(blob)
-            item = msgspec.structs.replace(item, delivery=msgspec.structs.replace(item.delivery, blobs=()))
-        self._driver.post(e.Heard(item, after))
+    async def _hear(self, page: Events, after: int) -> None:
+        """Blobs first: what an event names is here when it is looked at."""
+        if page.blobs:
+            await asyncio.to_thread(self._means.store.blobs.put_many, page.blobs)
+        for item in page.items:
+            if isinstance(item, Advanced):
+                self._driver.post(e.Moved(item))
+            else:
+                self._driver.post(e.Heard(item, page.next if item is page.items[-1] else after))
 
     async def _watch(self) -> None:
-        """Watch the chain for this order's lease until it is over."""
+        """Watch the chain for this order's leases until the job is over."""
         after, pause = 0, FIRST_PAUSE
-        while not self._is_lease_over:
+        while not self.machine.phase.is_over:
             try:
                 page = await self._means.chain.events([self.job], after, POLL_MS)
             except TallyError as error:
-                self._hooks.tell(News("trouble", self.job.hex(), text=error.message, rule=error.rule))
+                self._teller.say_trouble(error.rule, error.message)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_PAUSE)
                 continue
@@ -264,20 +258,22 @@ class JobRunner:
                     self._driver.post(_read_lease(event, event.lease))
             if page.events:
                 self._note()
-
-    @property
-    def _is_lease_over(self) -> bool:
-        lease = self.machine.lease
-        return lease is not None and lease.state in LEASE_ENDS
+                self._teller.look()
 
 
 def _read_lease(event: LedgerEvent, lease: LeaseView) -> e.LeaseSeen:
     return e.LeaseSeen(
         lease=bytes.fromhex(lease.id),
         state=lease.state,
+        first=lease.first,
+        count=lease.count,
+        held=lease.held,
+        served=lease.served,
+        receipt=bytes.fromhex(lease.receipt),
         paid=lease.paid,
         commission=lease.commission,
         refunded=lease.refunded,
+        damages=lease.damages,
         burned=lease.burned,
         height=event.height,
         time=event.time,

@@ -1,32 +1,27 @@
-"""What to run and within which limits: functions and scripts as blobs, wishes as a job spec.
-
-Functions travel as cloudpickle, which is only ever written here and loaded inside the sandbox; arguments as packed
-values. A function's own package goes along by value, since no provider has it.
-"""
+"""Limits and price of a job, as wishes: what becomes of them in its spec and in its terms."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import msgspec
 
-from broker.protocol.jobs import Entry, JobSpec, Level, Runtime
-from broker.protocol.values import CannotCarry, pack
+from broker.protocol.jobs import JobSpec, Level, Runtime
 from chain.base.errors import Refused
 from chain.base.hashing import compute_digest
 from chain.base.units import parse_credits
 from chain.ledger.terms.agreement import Kind
+from requester.client.packing import Work
 from requester.client.texts import parse_size, parse_span
 from requester.purchase.order import DEFAULT_WINDOWS, Terms, make_resources
 
-MAX_SCRIPT_BYTES = 16 << 20
-"""Largest script that is read."""
+PARALLELISM = 4
+"""Among how many providers at a time a `map` is divided at most, where nothing else is wished."""
+
+ANY_CAP = 1_000_000
+"""Credits that stand for a cap in an estimate, where nobody has named one yet."""
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +30,10 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     silence accepts; `within`: how long after signing the work is done at the latest, which is the time it may wait
     behind other jobs (None: an hour, for longer jobs twice the least they need); `auction`: how long after signing bids
     are waited for at most, when somebody is silent or all are busy; `packages` are those the job imports.
+
+    `memory`, `wall`, `cores` and `output` are limits of one segment; `cap` is for all of them. A `map` is divided among
+    at most `parallelism` providers at a time (None: four); once more than `tolerance` of its segments have failed, what
+    lies behind a failed one is not offered again.
     """
 
     cap: str | float | None = None
@@ -50,56 +49,24 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     title: str = ""
     python: str = ""
+    parallelism: int | None = None
+    tolerance: int = 0
 
-    def make_terms(self, commission: int) -> Terms:
+    def make_terms(self, commission: int, segments: int = 1, item_root: bytes | None = None) -> Terms:
         """Terms at this broker's commission in basis points. Raises `Refused`: `cap.missing`, `units.credits`, …"""
         if self.cap is None:
             raise Refused("name the most the job may cost: --cap CREDITS, or cap=… in Python", rule="cap.missing")
         amount = f"{self.cap:.6f}" if isinstance(self.cap, float) else str(self.cap)
-        windows = msgspec.structs.replace(DEFAULT_WINDOWS, acceptance=parse_span(self.acceptance))
         return Terms(
             cap=parse_credits(amount),
             segment_wall=parse_span(self.wall),
+            segments=segments,
+            item_root=item_root,
             commission=commission,
-            windows=windows,
+            windows=msgspec.structs.replace(DEFAULT_WINDOWS, acceptance=parse_span(self.acceptance)),
             auction=parse_span(self.auction),
             within=None if self.within is None else parse_span(self.within),
         )
-
-
-class Work(msgspec.Struct, frozen=True):
-    """Code and inputs of a job, as they will lie in the blob store."""
-
-    entry: Entry
-    code: bytes
-    inputs: bytes
-    title: str
-
-
-def pack_function(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Work:
-    """A call as work. Raises `Refused` under `value.carry` for an argument or a function that can't be carried."""
-    name = getattr(function, "__qualname__", type(function).__name__)
-    try:
-        with _by_value(function):
-            code = cloudpickle.dumps(function)
-    except Exception as error:  # pickling runs code of the function's objects, which may raise anything
-        raise Refused(f"{name} can't be sent: {type(error).__name__}: {error}", rule="value.carry") from error
-    return Work(Entry.FUNCTION, code, _pack_arguments(tuple(args), kwargs), name)
-
-
-def pack_script(path: Path, args: Sequence[Any], inputs: dict[str, Any]) -> Work:
-    """A script as work: it finds `args` and `inputs` as globals and leaves its result in the global `result`."""
-    try:
-        code = path.read_bytes()
-    except OSError as error:
-        raise Refused(f"cannot read the script {path}: {error.strerror}", rule="script.file") from error
-    if len(code) > MAX_SCRIPT_BYTES:
-        raise Refused(f"{path} is larger than {MAX_SCRIPT_BYTES} bytes", rule="script.size")
-    try:
-        compile(code, path.name, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        raise Refused(f"{path} is no Python script: {error}", rule="script.syntax") from error
-    return Work(Entry.SCRIPT, code, _pack_arguments(tuple(args), inputs), path.name)
 
 
 def make_spec(work: Work, wishes: Wishes) -> JobSpec:
@@ -115,48 +82,54 @@ def make_spec(work: Work, wishes: Wishes) -> JobSpec:
             output_bytes=parse_size(wishes.output),
         )
         spec = JobSpec(
-            title=(wishes.title or work.title)[:200],
-            kind=Kind.RUN,
-            entry=work.entry,
-            code=compute_digest(work.code),
-            code_bytes=len(work.code),
-            inputs=compute_digest(work.inputs),
-            input_bytes=len(work.inputs),
+            title=(wishes.title or work.code.title)[:200],
+            kind=work.kind,
+            entry=work.code.entry,
+            function=work.code.function,
+            code=compute_digest(work.code.blob),
+            code_bytes=len(work.code.blob),
+            inputs=work.inputs.digest,
+            input_bytes=work.inputs.size,
             runtime=Runtime(wishes.python or get_python(), tuple(sorted(set(wishes.packages)))),
             resources=resources,
             level=Level(wishes.level),
             seed=wishes.seed,
+            parallelism=_find_parallelism(work, wishes),
+            tolerance=wishes.tolerance,
         )
         return msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=JobSpec)
     except (ValueError, msgspec.ValidationError) as error:
         raise Refused(f"no job can be described so: {error}", rule="spec.form") from error
 
 
+def _find_parallelism(work: Work, wishes: Wishes) -> int:
+    """A `map` of one item, and every other kind, has one provider at a time."""
+    if wishes.parallelism is not None:
+        return wishes.parallelism
+    return min(PARALLELISM, work.segments) if work.kind is Kind.MAP else 1
+
+
+def split_wishes(wishes: Wishes | None, given: dict[str, Any]) -> tuple[Wishes, dict[str, Any]]:
+    """(wishes, other keyword arguments). Wishes that are None are as if not given. Raises `Refused` (`spec.form`)."""
+    names = set(Wishes.__struct_fields__)
+    wanted = {name: value for name, value in given.items() if name in names and value is not None}
+    rest = {name: value for name, value in given.items() if name not in names}
+    try:
+        changed = msgspec.structs.replace(wishes or Wishes(), **wanted)
+        return msgspec.convert(msgspec.structs.asdict(changed), Wishes), rest
+    except msgspec.ValidationError as error:
+        raise Refused(f"wishes: {error}", rule="spec.form") from error
+
+
+def take_wishes(wishes: Wishes | None, given: dict[str, Any]) -> Wishes:
+    """Wishes from keyword arguments, all of which have to be some. Raises `Refused` under `spec.form`."""
+    wanted, rest = split_wishes(wishes, given)
+    if rest:
+        names = ", ".join(Wishes.__struct_fields__)
+        raise Refused(f"there is no wish {', '.join(sorted(rest))}; there are {names}", rule="spec.form")
+    return wanted
+
+
 def get_python() -> str:
     """The Python minor version that runs this, which is the one a cloudpickled function needs."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    try:
-        return pack((args, kwargs), name="arguments")
-    except CannotCarry as error:
-        raise Refused(str(error), rule="value.carry") from error
-
-
-@contextlib.contextmanager
-def _by_value(function: Callable[..., Any]) -> Iterator[None]:
-    """Within, the package that the function stands in is pickled by value, unless every Python has it."""
-    top = (getattr(function, "__module__", None) or "__main__").partition(".")[0]
-    module = sys.modules.get(top)
-    installed = "site-packages" in (getattr(module, "__file__", None) or "")
-    if module is None or top == "__main__" or top in sys.stdlib_module_names or installed:
-        yield
-        return
-    known = top in cloudpickle.list_registry_pickle_by_value()
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        if not known:
-            cloudpickle.unregister_pickle_by_value(module)
