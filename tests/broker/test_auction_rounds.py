@@ -213,6 +213,17 @@ def test_a_second_failure_is_one_too_many() -> None:
     assert (find_end(play).state, "2 segments failed" in find_end(play).text) == ("partly", True)
 
 
+def test_a_round_that_is_open_when_too_many_failed_awards_nothing() -> None:
+    play = start_map(tolerance=0)
+    play.hand_in(1, 0)
+    play.change("delivered", 1, 0)
+    play.survey_again(PROVIDERS[2])
+    play.hand_in(2, 1, Cause.PROGRAM)
+    got = play.bid(2)
+    assert kinds(got) == [Acknowledge, PublishBook, Closed]
+    assert len(find_spans(play)) == 2
+
+
 def test_a_failed_run_or_train_is_not_offered_again() -> None:
     play = start_train()
     play.hand_in(4, cause=Cause.PROGRAM)

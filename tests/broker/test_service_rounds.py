@@ -272,6 +272,7 @@ async def test_a_lease_that_was_cut_takes_no_more(tmp_path: Path) -> None:
         with pytest.raises(Refused) as refused:
             await hand_in(market, awards[0], first, 2, 1)
         assert refused.value.rule == "lease.over"
+        assert market.node.parts.custody.get_size(compute_digest(make_state(1)), first.signer.key) is None
         assert await hand_in(market, awards[0], first, 1) == part
 
 
@@ -295,6 +296,23 @@ async def test_a_provider_whose_offer_ran_out_is_not_waited_for(
         seen = await follow(market.client(), order_id, Closed)
         assert next(one for one in seen if isinstance(one, Announced)).expected == 2
         assert order.closes > now()
+
+
+async def test_who_goes_on_offering_is_not_told_again_and_who_comes_back_is(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as market:
+        seller = await market.add_seller()
+        order, spec = make_job(segments=2)
+        await market.client().submit(make_submission(order=order, spec=spec))
+        await seller.hear(Announcement)
+        await seller.say(say(seller.signer, make_offer(now() + 1_000, seller.signer)))
+        again = make_offer(now() + 2_000, seller.signer)
+        await seller.say(say(seller.signer, again))
+        listener = market.node.listener
+        await eventually(lambda: market.node.parts.directory.is_refresh(replace(again, sequence=again.sequence + 1)))
+        await eventually(lambda: not listener._learning)
+        assert not [one for one in seller.heard if isinstance(one.body, Announcement)]
+        await seller.say(say(seller.signer, again))
+        await seller.hear(Announcement)
 
 
 async def test_a_provider_that_is_back_is_not_called(tmp_path: Path) -> None:
