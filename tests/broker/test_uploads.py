@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from broker.service import uploads
 from broker.service.smallblobs import MAX_SMALL_BYTES
 from broker.service.uploads import LIFETIME, MAX_UPLOADS_EACH
 from chain.base.hashing import compute_digest
-from tests.broker.market import eventually
+from tests.broker.market import PATIENCE, eventually
 from tests.broker.shelf import blob_path, open_shelf, send_half, upload_path
 from tests.broker.world import PROVIDERS, REQUESTER, STRANGER
 
@@ -222,13 +223,15 @@ async def test_a_lost_connection_costs_its_piece_and_no_more(tmp_path: Path, mon
 async def test_who_comes_back_does_not_wait_for_its_dead_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The deadline of the dead one is an hour here: the new piece ends it at once."""
     monkeypatch.setattr(uploads, "STEP", 1_000)
+    monkeypatch.setattr("broker.service.blobroutes.BLOB_SECONDS", 3_600)
     async with open_shelf(tmp_path) as shelf:
-        writer = await send_half(shelf.url, WHOLE, 0, HALF)
-        await eventually(lambda: [path.stat().st_size > 0 for path in tmp_path.rglob(name())] == [True])
-        assert await shelf.put_piece(WHOLE, 0, HALF) in ((204, ""), (409, "upload.offset"))
-        offset, _ = await shelf.find(WHOLE)
-        assert await shelf.put_piece(WHOLE, offset, len(WHOLE)) == (201, "")
+        assert await shelf.put_piece(WHOLE, 0, 1_000) == (204, "")
+        writer = await send_half(shelf.url, WHOLE, 1_000, HALF)
+        await eventually(lambda: [path.stat().st_size > 1_000 for path in tmp_path.rglob(name())] == [True])
+        async with asyncio.timeout(PATIENCE):
+            assert await shelf.put_piece(WHOLE, 1_000, len(WHOLE)) == (201, "")
         writer.close()
 
 
