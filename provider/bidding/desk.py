@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from broker.auction.matching import find_mismatches
-from broker.auction.scoring import BID_GRACE, compute_weight
+from broker.auction.scoring import compute_weight
 from broker.protocol.jobs import JobSpec
 from broker.protocol.messages import Announcement, Decline, Offer, Reason
 from chain.base.hashing import Tag
@@ -25,9 +25,6 @@ from provider.bidding.pricing import Prices, compute_price
 
 VALID_MS = 10_000
 """How long after the order's close a bid stays valid, at most (design.md section 4)."""
-
-SKEW_MS = 2_000
-"""How far the broker's clock may be behind ours."""
 
 LEARN_MS = 2_000
 """How long after a bid's end a lease may still become known: block time and clocks differ, blocks take time."""
@@ -156,7 +153,7 @@ class Desk:
 
     def _bid(self, order_id: bytes, announcement: Announcement, price: int, now: int, salt: bytes) -> BidMade | Refusal:
         order = announcement.order.body
-        valid_until = compute_validity(announcement, now)
+        valid_until = compute_validity(announcement)
         if valid_until <= announcement.closes:
             work = compute_work(order, find_largest(announcement).count)
             need = order.windows.start + work + LEARN_MS + DELIVER_MS
@@ -205,16 +202,15 @@ def compute_work(order: Order, segments: int) -> int:
     return checked(segments * order.segment_wall, "time for the work")
 
 
-def compute_validity(announcement: Announcement, now: int) -> int:
-    """Until when a bid on a round that is made now is valid: as long as its lease could open (R3 c, d) and be served
-    from a standing start, at most `VALID_MS` after the round's close, which may come at once.
+def compute_validity(announcement: Announcement) -> int:
+    """Until when a bid on a round is valid: as long as its lease could open (R3 c, d) and be served from a standing
+    start, at most `VALID_MS` after the round's close. The close may come at once: see `MAX_AUCTION_MS`.
     """
     order = announcement.order.body
     work = compute_work(order, find_largest(announcement).count)
     openable = order.deadline - order.windows.start - work
     servable = order.deadline - DELIVER_MS - OVERHEAD_MS - work - LEARN_MS
-    longest = min(announcement.closes + VALID_MS, now + BID_GRACE - SKEW_MS, order.expiry)
-    return max(0, min(longest, openable, servable))
+    return max(0, min(announcement.closes + VALID_MS, order.expiry, openable, servable))
 
 
 def make_request(announcement: Announcement, bid: Bid) -> Request:

@@ -431,6 +431,22 @@ def test_a_shorter_prefix_that_the_broker_put_on_the_chain_is_known_again() -> N
     assert kinds(other.tell(AcceptanceArrived(accept(shorter)))) == ["submit settle"]
 
 
+def test_an_acceptance_of_more_than_is_at_stake_is_no_settle_however_it_ended() -> None:
+    life = begin_with(2)
+    life.tell(SegmentsRan(0, "ns", "openblas", (make_segment(2, output=b"", cause=Cause.PROGRAM),)))
+    life.tell(run_ended(cause=Cause.PROGRAM))
+    life.tell(cut(2))
+    assert life.posted.receipt.body.count == 3
+    assert life.tell(life.accepted()) == [], "the chain would refuse it (R5)"
+
+
+def test_a_life_that_begins_behind_the_time_to_leave_hands_in_nothing_more() -> None:
+    life = begin_with(2)
+    life.tell(Stopping())
+    late = LATER + Patience().leaving
+    assert kinds(life.work.handle(Restarted(), late)) == ["submit return"]
+
+
 def test_the_papers_sign_no_second_final_receipt_and_no_prefix_in_its_place() -> None:
     papers = Papers(PROVIDER, CHAIN, open_map(2))
     papers.add_record(make_segment(0), "ns", "openblas")
