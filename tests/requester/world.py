@@ -6,7 +6,7 @@ round, the book.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -109,6 +109,7 @@ class World:
     first: int = 0
     count: int | None = None
     start: bytes | None = None
+    outputs: Callable[[int], bytes] | None = None
     failed: frozenset[bytes] = frozenset()
     used: frozenset[bytes] = frozenset()
 
@@ -222,6 +223,8 @@ class World:
 
     def get_output(self, index: int) -> bytes:
         """The packed output of a segment of the order."""
+        if self.outputs is not None:
+            return self.outputs(index)
         return self.output if self.segments == 1 else self.output + b" %d" % index
 
     @cached_property
