@@ -11,6 +11,7 @@ from broker.protocol.messages import Reason
 from chain.base.hashing import Tag
 from chain.base.keys import verify
 from chain.base.units import BPS
+from chain.ledger.terms.agreement import Kind
 from provider.bidding.capacity import Pool
 from provider.bidding.desk import BidMade, Declined, Desk, Funds, Rates
 from provider.bidding.policy import Policy
@@ -31,6 +32,9 @@ TRAPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "more processes than the kernel allows": ({}, {"resources": {"processes": 2**32 - 1}}),
     "a disk in memory": ({}, {"resources": {"tmp_bytes": 1 << 50}}),
     "shared memory without end": ({}, {"resources": {"shm_bytes": 2**63 - 1}}),
+    "more records than memory": ({"segments": 4_097, "segment_wall": 1}, {"kind": Kind.MAP}),
+    "more records than memory, chained": ({"segments": 2**20, "segment_wall": 1}, {"kind": Kind.TRAIN}),
+    "a bond for disputes": ({"panel": 5}, {"kind": Kind.MAP}),
     "a share of a core that can't be set": ({}, {"resources": {"millicores": 0}}),
 }
 
@@ -50,5 +54,14 @@ def test_no_bid_on_an_order_that_is_made_to_be_failed(trap: str) -> None:
     assert decline.reason is Reason.POLICY and decline.text
 
 
-def test_the_order_without_a_trap_gets_a_bid() -> None:
-    assert isinstance(answer({}, {}), BidMade)
+@pytest.mark.parametrize("kind", Kind)
+def test_the_order_without_a_trap_gets_a_bid(kind: Kind) -> None:
+    terms: dict[str, Any] = {} if kind is Kind.RUN else {"segments": 4_096, "segment_wall": 1}
+    assert isinstance(answer(terms, {"kind": kind}), BidMade)
+
+
+@pytest.mark.parametrize("kind", [Kind.MAP, Kind.TRAIN])
+def test_a_range_that_one_provider_could_not_serve_in_time_gets_no_bid(kind: Kind) -> None:
+    """R3 d, R4: whoever is the only bidder is awarded everything, and pays damages for what it does not reach."""
+    made = answer({"segments": 100, "segment_wall": 1_000}, {"kind": kind})
+    assert isinstance(made, Declined) and made.decline.body.reason in (Reason.DEADLINE, Reason.BUSY)

@@ -231,6 +231,18 @@ async def test_the_same_announcement_gets_the_same_bid_again(world: World) -> No
     assert world.bids(order) == [first, first]
 
 
+async def test_outputs_longer_than_the_broker_takes_are_declined_beforehand(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.max_blob = scene.RESOURCES.output_bytes - 1
+    await world.start()
+    order = world.make_order()
+    await world.announce(order)
+    await until(lambda: bool(world.declines(order)))
+    assert [one.reason for one in world.declines(order)] == [Reason.POLICY]
+    await world.stop()
+    await world.close()
+
+
 async def test_what_is_not_genuine_is_not_heeded(world: World) -> None:
     order = world.make_order()
     stranger = scene.make_signer("stranger")

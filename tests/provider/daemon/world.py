@@ -48,6 +48,7 @@ class World:
         self.heard: list[Any] = []
         self.offers: list[bytes] = []
         self.wills = 0
+        self.max_blob = 1 << 30
         self.daemon: Daemon
         self.workspace: Workspace
         self._bus: LocalBus
@@ -70,7 +71,7 @@ class World:
             bus=self._bus, executor=self.executor, slots=slots, workspace=self.workspace,
             host=self.host, patience=QUICK,
         )  # fmt: skip
-        self.daemon = Daemon(gear, self.settings, scene.BROKER.key)
+        self.daemon = Daemon(gear, self.settings, scene.BROKER.key, self.max_blob)
         await self.daemon.start()
 
     async def stop(self) -> None:
