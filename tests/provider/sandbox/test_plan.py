@@ -12,7 +12,7 @@ from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.cgroups import CgroupTree
 from provider.sandbox.plan import Plan, build_environment, build_plan
 from provider.sandbox.runtimes import RuntimeImage
-from tests.provider.sandbox.world import LIMITS, make_task
+from tests.provider.sandbox.world import LIMITS, make_folder, make_task
 
 IMAGE = RuntimeImage("/data/runtimes/abc", bytes(32), "3.11", ())
 TREE = CgroupTree(1, (("memory", "/sys/fs/cgroup/memory"),), "tallystick.1.2")
@@ -136,6 +136,23 @@ def test_it_prints_as_json() -> None:
     assert printed["arch"] == "x86_64"
     assert printed["flags"][0] == {"guard": "user", "args": ["--unshare-user"]}
     assert msgspec.json.decode(plan_for().to_json(), type=Plan) == plan_for()
+
+
+def test_it_shows_how_inputs_come() -> None:
+    told = dict(plan_for().descriptors)
+    assert "closed before any code of the job" in told["file"]
+    assert "seals" in told["inputs"]
+    assert {word[1:] for word in (*words(plan_for()), *plan_for().command) if word.startswith("@")} <= set(told)
+    assert "inputs" not in dict(build_environment(make_task("result = 1"))), "no path of the host is named"
+
+
+def test_a_folders_files_do_not_take_the_jobs_own_room() -> None:
+    files = {"main.py": b"x", "a/b": bytes(5000)}
+    plan = build_plan(IMAGE, GUARDED, make_folder(files), 0)
+    assert f"--size {LIMITS.tmp_bytes + 4 * 4096} --perms 0700 --tmpfs /job" in text(plan)
+    large = make_folder({"main.py": bytes(LIMITS.tmp_bytes + 1)})
+    (longest,) = [one.hard for one in build_plan(IMAGE, GUARDED, large, 0).rlimits if one.name == "RLIMIT_FSIZE"]
+    assert longest > LIMITS.tmp_bytes
 
 
 GUARDS = sorted(

@@ -150,6 +150,7 @@ def test_the_real_image(image: RuntimeImage) -> None:
         "only the harness"
     )
     assert (top / "sp/provider/__init__.py").read_bytes() == b""
+    assert [path.name for path in (top / "sp/requester").glob("*.py")] == ["__init__.py"], "`report` alone"
     assert any(name.startswith("libc.") for name in os.listdir(top / "lib"))
     if image.bundled_bwrap is not None:
         assert os.access(image.bundled_bwrap, os.X_OK)

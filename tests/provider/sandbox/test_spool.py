@@ -21,7 +21,7 @@ from chain.ledger.terms.outcome import Cause
 from provider.sandbox.executor import Sandbox, carry_out
 from provider.sandbox.frames import HELD_BYTES
 from provider.sandbox.inside import wire
-from provider.sandbox.spec import Ended, SandboxEvent, SegmentDone
+from provider.sandbox.spec import Ended, SandboxEvent, SegmentDone, Started
 from provider.sandbox.spool import Spool
 from tests.provider.sandbox import bodies
 from tests.provider.sandbox.world import LIMITS, MIB, Host, make_series, make_task
@@ -160,18 +160,29 @@ def test_a_spool_that_cant_be_made_is_the_hosts_fault(best: Host) -> None:
     assert outcome.cause == Cause.HOST, outcome.events
 
 
-async def test_outputs_that_nobody_takes_are_removed(best: Host, folder: Path) -> None:
-    """The first is taken; the second is there when the reader goes."""
+async def wait_for_files(folder: Path, count: int) -> None:
+    while len(list(folder.iterdir())) < count:
+        await asyncio.sleep(0.01)
+
+
+async def test_outputs_that_nobody_collects_are_removed(best: Host, folder: Path) -> None:
     sandbox = Sandbox(best.image, best.abilities, slots=1)
-    task = make_series(Kind.MAP, bodies.send_much, [MIB] * 3, 0, 3)
-    stay, taken = sandbox.run(task, 0, folder), Path()
-    async for event in stay:
-        if isinstance(event, SegmentDone):
-            assert event.spooled is not None
-            taken = event.spooled
-            break
+    stay = sandbox.batches(make_series(Kind.MAP, bodies.send_much, [MIB] * 3, 0, 3), 0, folder)
+    assert isinstance((await anext(stay))[0], Started)
+    await wait_for_files(folder, 3)
     await stay.aclose()
-    assert list(folder.iterdir()) == [taken]
+    assert list(folder.iterdir()) == []
+
+
+async def test_of_several_outputs_only_what_was_taken_stays(best: Host, folder: Path) -> None:
+    sandbox = Sandbox(best.image, best.abilities, slots=1)
+    stay = sandbox.run(make_series(Kind.MAP, bodies.send_much, [MIB] * 3, 0, 3), 0, folder)
+    assert isinstance(await anext(stay), Started)
+    await wait_for_files(folder, 3)
+    taken = await anext(stay)
+    assert isinstance(taken, SegmentDone)
+    await stay.aclose()
+    assert list(folder.iterdir()) == [taken.spooled]
 
 
 async def test_a_stay_that_is_left_while_it_sends_leaves_no_file(best: Host, folder: Path) -> None:
