@@ -229,9 +229,12 @@ async def _pour(response: aiohttp.ClientResponse, part: PartFile, total: int, on
     """Hash and write in a thread what was gathered, while more is gathered."""
     writing: asyncio.Task[None] | None = None
     gathered: list[bytes] = []
-    size = 0
+    size, room = 0, total - part.size
     try:
         async for chunk in response.content.iter_any():
+            room -= len(chunk)
+            if room < 0:
+                raise Fault("a range does not answer as a broker's: more bytes than it says", rule="broker.answer")
             gathered.append(chunk)
             size += len(chunk)
             if size >= STEP:

@@ -257,6 +257,14 @@ async def flood(request: web.Request) -> web.StreamResponse:
         await response.write(bytes(1 << 16))
 
 
+async def flood_range(request: web.Request) -> web.StreamResponse:
+    """A range of 50 bytes, and then bytes without an end."""
+    response = web.StreamResponse(status=206, headers={"Content-Range": "bytes 0-49/50"})
+    await response.prepare(request)
+    while True:
+        await response.write(bytes(1 << 16))
+
+
 async def stop_short(request: web.Request) -> web.StreamResponse:
     """Ends in the middle, each time, without a byte of progress."""
     response = web.StreamResponse(headers={"Content-Length": "100"})
@@ -275,6 +283,8 @@ LIES: list[tuple[str, Callable[[web.Request], Any], type[TallyError], str]] = [
     ("another range", answer(b"x" * 50, 206, Content_Range="bytes 7-56/57"), Fault, "broker.answer"),
     ("a range without numbers", answer(b"x" * 50, 206, Content_Range="bytes a-b/c"), Fault, "broker.answer"),
     ("not the whole rest", answer(b"x" * 50, 206, Content_Range="bytes 0-49/60"), Fault, "broker.answer"),
+    ("less than its range", answer(b"x" * 40, 206, Content_Range="bytes 0-49/50"), Unavailable, "broker.unreachable"),
+    ("more than its range", flood_range, Fault, "broker.answer"),
     ("no such range", answer(b"", 416), Refused, "http.416"),
     ("no broker", answer(b"<h1>no</h1>", 404), Unavailable, "broker.address"),
 ]
