@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,11 @@ def _hash(parts: list[Part]) -> bytes:
 
 @contextlib.contextmanager
 def _by_value(cloudpickle: Any, function: Callable[..., Any]) -> Iterator[None]:
-    """Within, the package that the function stands in is pickled by value, unless every Python has it."""
+    """Within, the package that the function stands in is pickled by value, unless every Python has it. Of a partial it
+    is the function inside that counts.
+    """
+    while isinstance(function, partial):
+        function = function.func
     top = (getattr(function, "__module__", None) or "__main__").partition(".")[0]
     module = sys.modules.get(top)
     installed = "site-packages" in (getattr(module, "__file__", None) or "")
