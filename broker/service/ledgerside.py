@@ -194,7 +194,7 @@ class LedgerSide:
 
     def _sign(self, lease: bytes, body: Body, valid_until: int) -> SignedTransaction:
         """A transaction about a lease; the same one for the same body and end."""
-        salt = compute_id(Tag.TX, self._chain_id, (type(body).__name__, lease, valid_until))[:16]
+        salt = compute_id(Tag.TX, self._chain_id, (lease, valid_until))[:16]
         return sign_transaction(self._signer, self._chain_id, body, valid_until, salt)
 
     async def _try(self, what: str, tx: SignedTransaction) -> None:

@@ -123,6 +123,7 @@ def test_the_archive_gives_back_what_it_was_given() -> None:
     archive.sweep(NOW + 1)
     assert [archive.find(bytes([number]) * 32) is None for number in range(3)] == [True, False, True]
     assert [archive.find_lease(bytes([100 + number]) * 32) is None for number in range(3)] == [True, False, True]
+    assert archive._connection.execute("SELECT count(*) FROM leases").fetchone() == (2,)
 
 
 def test_a_store_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
