@@ -373,9 +373,9 @@ def test_the_largest_statement_fits_its_limit() -> None:
     facts = replace_facts(
         spec=change(FACTS.spec, function="f" * 100, runtime=Runtime("3" * 100, ("p" * 100,) * 64)),
         environment=Environment(wide, FACTS.order.runtime, 2**32 - 1, wide),
-        records=tuple(change(make_record(2**32 - 1, Cause.PROGRAM)) for _ in range(100)),
+        records=tuple(change(make_record(2**32 - 1, Cause.PROGRAM)) for _ in range(1_000)),
         finished=253_402_300_799_999,
     )
     data = make_provenance(PROVIDER, facts)
-    assert len(data) < compute_provenance_limit(100)
+    assert len(data) < compute_provenance_limit(1_000)
     check_provenance(data, PROVIDER.key, facts)
