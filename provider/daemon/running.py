@@ -1,6 +1,7 @@
 """One run of a lease's segments in the sandbox: what it leaves goes to the disk, what it was goes to the machine.
 
-Outputs are in the workspace before an event names them. All that is ready together is one event.
+Outputs are in the workspace before an event names them. Each event is synced to the disk, which takes longer than a
+small segment: so the first one after a pause is told at once, and those that follow closely are told together.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import assert_never
+
+import msgspec
 
 from chain.base.errors import Fault, TallyError, Unavailable
 from chain.ledger.terms.outcome import Cause, Usage
@@ -22,6 +25,57 @@ from provider.work.events import MAX_BATCH, LeaseOpened, Run, RunEnded, SegmentR
 
 Post = Callable[[SegmentsRan], None]
 """Tells the lease's machine."""
+
+
+GATHER_SECONDS = 0.05
+"""Least time between two events, but for full ones."""
+
+
+class Gathering:
+    """Segments of one run on their way to the machine: `blank` is the event without any."""
+
+    def __init__(self, blank: SegmentsRan, post: Post) -> None:
+        self._blank = blank
+        self._post = post
+        self._segments: list[SegmentRan] = []
+        self._told_at = -GATHER_SECONDS
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, segments: Sequence[SegmentRan], *, hold: bool = False) -> None:
+        """Tell them soon; what is to `hold` waits for `take`: one event is stored sooner than two."""
+        self._segments += segments
+        while len(self._segments) > MAX_BATCH:
+            self._tell()
+        if hold:
+            self._stop_timer()
+        elif self._segments and self._timer is None:
+            loop = asyncio.get_running_loop()
+            due = self._told_at + GATHER_SECONDS
+            if loop.time() >= due:
+                self._tell()
+            else:
+                self._timer = loop.call_at(due, self._tell)
+
+    def take(self) -> tuple[SegmentRan, ...]:
+        """Those that were not told, for the run's own end; at most `MAX_BATCH`."""
+        self._stop_timer()
+        taken, self._segments = tuple(self._segments), []
+        return taken
+
+    def close(self) -> None:
+        """Tell nothing more."""
+        self.take()
+
+    def _tell(self) -> None:
+        self._stop_timer()
+        self._told_at = asyncio.get_running_loop().time()
+        told, self._segments = self._segments[:MAX_BATCH], self._segments[MAX_BATCH:]
+        self._post(msgspec.structs.replace(self._blank, segments=tuple(told)))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Running:
@@ -57,18 +111,21 @@ class Running:
         return self._gear.host.level.value
 
     async def _run_task(self, effect: Run, task: Task, slot: int) -> RunEnded:
-        done, held = 0, list[SegmentRan]()
-        async with aclosing(self._gear.executor.batches(task, slot, self._folder.spool)) as batches:
-            async for events in batches:
-                new, ended = self._take(events)
-                done += len(new)
-                held += new
-                if ended is not None:
-                    return self._end(effect.attempt, ended, self._tell(effect.attempt, held, keep=True))
-                if isinstance(events[0], Started):
-                    self._log.info("runs", slot=slot, segments=task.count)
-                is_last = done == task.count or (bool(held) and held[-1].cause is not Cause.OK)
-                held = self._tell(effect.attempt, held, keep=is_last)
+        gathering = Gathering(SegmentsRan(effect.attempt, self._level, self._gear.host.blas, ()), self._post)
+        done = 0
+        try:
+            async with aclosing(self._gear.executor.batches(task, slot, self._folder.spool)) as batches:
+                async for events in batches:
+                    new, ended = self._take(events)
+                    done += len(new)
+                    is_last = done == task.count or (bool(new) and new[-1].cause is not Cause.OK)
+                    gathering.add(new, hold=is_last)
+                    if ended is not None:
+                        return self._end(effect.attempt, ended, gathering.take())
+                    if isinstance(events[0], Started):
+                        self._log.info("runs", slot=slot, segments=task.count)
+        finally:
+            gathering.close()
         raise Fault("the sandbox ended without a word", rule="sandbox.silent")
 
     def _take(self, events: Sequence[SandboxEvent]) -> tuple[list[SegmentRan], Ended | None]:
@@ -114,14 +171,7 @@ class Running:
             )
         return ran
 
-    def _tell(self, attempt: int, segments: list[SegmentRan], *, keep: bool) -> list[SegmentRan]:
-        """Tell the machine; returns what is kept for the run's own end: one event is stored sooner than two."""
-        while len(segments) > (MAX_BATCH if keep else 0):
-            self._post(SegmentsRan(attempt, self._level, self._gear.host.blas, tuple(segments[:MAX_BATCH])))
-            segments = segments[MAX_BATCH:]
-        return segments
-
-    def _end(self, attempt: int, ended: Ended, last: Sequence[SegmentRan] = ()) -> RunEnded:
+    def _end(self, attempt: int, ended: Ended, last: tuple[SegmentRan, ...] = ()) -> RunEnded:
         self._log.info("ended", cause=ended.cause.value, detail=ended.detail)
         return RunEnded(
             attempt=attempt,
@@ -131,7 +181,7 @@ class Running:
             blas=self._gear.host.blas,
             log=self._folder.close_log(),
             finished=self._gear.clock.now(),
-            last=tuple(last),
+            last=last,
         )
 
     async def _make_task(self, effect: Run, state: bytes) -> Task:

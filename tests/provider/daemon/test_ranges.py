@@ -21,7 +21,8 @@ from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import Span, is_final
 from chain.ledger.transactions import Extend, GiveBack, Settle
 from provider.daemon.inputs import check_items
-from provider.work.events import LeaseState
+from provider.daemon.running import Gathering
+from provider.work.events import MAX_BATCH, LeaseState, SegmentsRan
 from provider.work.phases import Phase
 from tests.provider import scene
 from tests.provider.daemon.world import World, until
@@ -375,3 +376,40 @@ def test_only_the_items_of_the_order_pass(tmp_path: Path, name: str) -> None:
     with pytest.raises(Refused) as caught:
         check_items(path, order)
     assert caught.value.rule == "inputs.items"
+
+
+@pytest.mark.parametrize("segments", [2, 4])
+def test_an_order_over_another_number_of_items_than_it_names_is_not_run(tmp_path: Path, segments: int) -> None:
+    path = tmp_path / "items"
+    path.write_bytes(PACKED)
+    with pytest.raises(Refused, match=f"3 items where the order has {segments}"):
+        check_items(path, scene.make_order(kind=Kind.MAP, segments=segments, start=compute_item_root(ITEMS)))
+
+
+# Events of many segments
+
+
+async def test_segments_that_follow_closely_are_told_together_and_slow_ones_at_once() -> None:
+    told: list[int] = []
+    gathering = Gathering(SegmentsRan(0, "ns", "openblas", ()), lambda event: told.append(len(event.segments)))
+    gathering.add([scene.make_segment(0)])
+    assert told == [1], "after a pause at once"
+    for index in range(1, 6):
+        gathering.add([scene.make_segment(index)])
+    assert told == [1]
+    await until(lambda: len(told) == 2)
+    assert told == [1, 5]
+    gathering.add([scene.make_segment(index) for index in range(6, 606)])
+    assert told[2:] == [MAX_BATCH, MAX_BATCH], "an event holds so many"
+    gathering.add([scene.make_segment(606)], hold=True)
+    assert [one.index for one in gathering.take()] == list(range(518, 607)) and gathering.take() == ()
+
+
+async def test_a_run_that_was_ended_tells_nothing_more() -> None:
+    told: list[SegmentsRan] = []
+    gathering = Gathering(SegmentsRan(0, "ns", "openblas", ()), told.append)
+    for index in range(2):
+        gathering.add([scene.make_segment(index)])
+    assert gathering._timer is not None
+    gathering.close()
+    assert gathering._timer is None and len(told) == 1 and gathering.take() == ()
