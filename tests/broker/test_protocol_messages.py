@@ -12,6 +12,7 @@ from chain.base.codec import decode, encode
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import Signer
+from chain.ledger.terms.work import Span
 from tests.support import samples, strategies
 from tests.support.samples import BROKER, CHAIN, OTHER_CHAIN, PARTIES, PROVIDER
 
@@ -54,7 +55,8 @@ def test_only_the_broker_speaks_down_but_for_the_requester_s_acceptance(sample: 
 
 
 def make_book(count: int) -> messages.Book:
-    return messages.Book(samples.ORDER_ID, (samples.SIGNED_BID,) * count, (), bytes(32), bytes(32), samples.NOW)
+    bids = (samples.SIGNED_BID,) * count
+    return messages.Book(samples.ORDER_ID, 0, (Span(0, 1),), bids, (), bytes(32), bytes(32), samples.NOW)
 
 
 def encode_book(count: int) -> bytes:
