@@ -6,14 +6,17 @@ import asyncio
 import importlib
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 import chain
 from requester.cli import output
-from requester.client.market import AsyncMarket
-from requester.client.settings import RequesterSettings, load_requester_settings, open_wallet
+
+if TYPE_CHECKING:
+    from requester.client.market import AsyncMarket
+    from requester.client.settings import RequesterSettings
 
 T = TypeVar("T")
 
@@ -21,14 +24,20 @@ COMMANDS = {
     "init": ("requester.cli.wallet", "init"),
     "wallet": ("requester.cli.wallet", "wallet"),
     "run": ("requester.cli.buying", "run"),
+    "map": ("requester.cli.buying", "map_items"),
+    "train": ("requester.cli.buying", "train"),
+    "estimate": ("requester.cli.estimating", "estimate"),
     "jobs": ("requester.cli.jobs", "jobs"),
-    "result": ("requester.cli.jobs", "result"),
+    "watch": ("requester.cli.watching", "watch"),
     "logs": ("requester.cli.jobs", "logs"),
+    "result": ("requester.cli.jobs", "result"),
     "cancel": ("requester.cli.jobs", "cancel"),
     "receipt": ("requester.cli.receipts", "receipt"),
     "case": ("requester.cli.cases", "case"),
     "verify": ("requester.cli.cases", "verify"),
-    "providers": ("requester.cli.wallet", "providers"),
+    "providers": ("requester.cli.providing", "providers"),
+    "schema": ("requester.cli.shells", "schema"),
+    "completion": ("requester.cli.shells", "completion"),
     "demo": ("requester.cli.demonstration", "demo"),
 }
 
@@ -37,7 +46,11 @@ Examples:
   tally init --broker http://127.0.0.1:7101 --chain http://127.0.0.1:7001
   tally run train.py --cap 2 --memory 1GiB --wall 10min
   tally run train.py --cap 2 --dry-run
+  tally estimate sweep.py --items settings.json
+  tally map sweep.py settings.json --cap 5
+  tally train fit.py --state '{"epoch": 0}' --steps 20 --cap 4 --detach
   tally jobs
+  tally watch 3f2a
   tally result 3f2a -o weights.npz
   tally receipt 3f2a --verify --genesis genesis.json
 
@@ -56,10 +69,15 @@ class Choices:
 
     def load(self, **named: str | None) -> RequesterSettings:
         """Settings as they hold now, those `named` first of all."""
+        from requester.client.settings import load_requester_settings  # `tally --help` needs no settings
+
         return load_requester_settings(**self._settings | {name: one for name, one in named.items() if one is not None})
 
     def open(self) -> AsyncMarket:
         """The market with its store, without asking any part yet."""
+        from requester.client.market import AsyncMarket  # nor a market, which is most of the time of a start
+        from requester.client.settings import open_wallet
+
         settings = self.load()
         return AsyncMarket(settings, open_wallet(settings))
 
@@ -113,6 +131,26 @@ json_flag = click.option(
     help="One versioned JSON object on stdout.",
 )
 """`--json` behind the name of a command too."""
+
+
+def complete_job(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of jobs in the store that begin so, for the shell."""
+    from requester.client.settings import get_folder
+    from requester.store.jobs import JobStore
+
+    if not (get_folder() / "jobs.db").exists():
+        return []
+    store = JobStore(get_folder())
+    try:
+        rows = store.list_jobs()
+    finally:
+        store.close()
+    found = [row for row in rows if row.id.hex().startswith(incomplete.lower())]
+    return [CompletionItem(row.id.hex()[:16], help=f"{row.phase} {ascii(row.title)[1:-1][:40]}") for row in found]
+
+
+pass_job = click.argument("job", shell_complete=complete_job)
+"""A job, named by the beginning of its id."""
 
 
 def _also_json(ctx: click.Context, value: bool) -> None:

@@ -1,52 +1,58 @@
-"""`tally run`: sign an order for a script, follow it, print its result."""
+"""`tally run`, `map`, `train`: sign an order for a script or a folder, follow it, print its result."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from chain.base.errors import Refused
+from chain.ledger.terms.agreement import Kind
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
-from requester.cli.files import check_target, write_value
+from requester.cli.files import check_target
+from requester.cli.options import (
+    DIVISION,
+    LIMITS,
+    SENDING,
+    TARGET,
+    read_inputs,
+    read_items,
+    read_state,
+    read_wishes,
+    with_options,
+)
+from requester.cli.printing import print_result
 from requester.cli.progress import Progress
-from requester.client.market import AsyncMarket, split_wishes
-from requester.client.outcomes import JobResult
-from requester.client.wishes import pack_script
+from requester.client.market import AsyncMarket
+from requester.client.packing import Work, make_map, make_run, make_train, pack_source, split_source
 from requester.purchase.quote import Quote, show_quote
 
 HINT = "the job goes on: `tally result {job}` waits for it, `tally cancel {job}` stops it"
 
 
-@click.command()
-@click.argument("script", type=click.Path(path_type=Path, dir_okay=False))
+@click.command(
+    epilog="""\b
+Examples:
+  tally run train.py --cap 2 --memory 1GiB --wall 10min
+  tally run train.py --cap 2 --input rate=0.1 --input data=@digits.npz -o weights.npz
+  tally run project/ --cap 2 -o results      (project/main.py, and what it leaves in /job/outputs)
+  tally run train.py --cap 2 --detach        (then: tally watch JOB)
+"""
+)
+@click.argument("script", metavar="SCRIPT|FOLDER", type=click.Path(path_type=Path))
 @click.argument("arguments", nargs=-1)
-@click.option("--cap", metavar="CREDITS", help="The most the job may cost, commission included.")
-@click.option("--memory", metavar="SIZE", help="Memory of the job (default 512MiB).")
-@click.option("--wall", metavar="SPAN", help="Time the job may run (default 5min).")
-@click.option("--within", metavar="SPAN", help="The work is done so long after signing at the latest (default 1h).")
-@click.option("--auction", metavar="SPAN", help="How long to wait for bids if somebody is busy or silent (default 2s).")
-@click.option("--acceptance", metavar="SPAN", help="How long after delivery your silence accepts (default 10min).")
-@click.option("--cores", type=float, help="Cores of the job (default 1).")
-@click.option("--output", metavar="SIZE", help="Largest result (default 64MiB).")
-@click.option("--package", "packages", multiple=True, metavar="NAME", help="A package the job imports (default numpy).")
-@click.option("--level", type=click.Choice(["ns", "ns+cgroup"]), help="Weakest isolation that is good enough.")
-@click.option("--seed", type=int, help="Seed of the job's random numbers (default 0).")
+@with_options(LIMITS)
 @click.option(
     "--input",
     "inputs",
     multiple=True,
     metavar="NAME=JSON",
-    help="A value in the script's dict `inputs`. What begins with {, [ or \" has to be JSON; what is none is text.",
+    help="A value in the script's dict `inputs`. What begins with {, [ or \" has to be JSON, @FILE is the value of a "
+    ".npy, .npz, .safetensors, .json, .csv or .parquet file; what is none is text.",
 )
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Write the result to a .json, .npy, .npz or .bin file."
-)
-@click.option("--detach", is_flag=True, help="Return once the order is signed and sent.")
-@click.option("--dry-run", is_flag=True, help="Show who gets what in each outcome; sign nothing.")
+@with_options(TARGET, SENDING)
 @json_flag
 @pass_choices
 def run(
@@ -55,29 +61,88 @@ def run(
     script: Path,
     arguments: tuple[str, ...],
     inputs: tuple[str, ...],
-    packages: tuple[str, ...],
-    out: Path | None,
-    detach: bool,
-    dry_run: bool,
-    **wishes: Any,
+    **flags: Any,
 ) -> int:
-    """Run SCRIPT on the market.
+    """Run SCRIPT, or the main.py of FOLDER, on the market.
 
     It may write 1 MiB to stdout and stderr together; a job that writes more fails.
 
     The script finds ARGUMENTS in `sys.argv` and leaves its result in the global `result`: plain values and NumPy
-    arrays. Put `--` before arguments that begin with a dash.
+    arrays. Put `--` before arguments that begin with a dash. A FOLDER travels as a whole, but for what is hidden; if it
+    makes a folder /job/outputs, the files in it come back.
 
     A provider may let the job wait behind others as long as the deadline (--within) leaves time for its wall limit:
     the sooner the deadline, the fewer can promise it.
     """
-    check_target(out)
-    given = _read_inputs(inputs)
-    wanted, _ = split_wishes(None, {**wishes, "packages": packages or None})
-    work = pack_script(script, arguments, given)
-    progress = Progress(quiet=choices.as_json)
+    check_target(flags["out"], folder=script.is_dir())
+    given = read_inputs(inputs)
+    return buy(choices, lambda: make_run(pack_source(script), arguments, given), flags)
 
-    async def buy(market: AsyncMarket) -> int:
+
+@click.command(
+    name="map",
+    epilog="""\b
+Examples:
+  tally map sweep.py settings.json --cap 5 --parallelism 8
+  tally map images.py:embed photos/ --cap 3 -o vectors.npy
+  tally map clean.py rows.csv --cap 1 -o clean.csv
+  seq 100 | tally map prime.py:check - --cap 1
+""",
+)
+@click.argument("script", metavar="SCRIPT[:FUNCTION]")
+@click.argument("items", metavar="ITEMS")
+@with_options(LIMITS, DIVISION)
+@click.option("--partial", is_flag=True, help="Take what came, even where some items have no value.")
+@with_options(TARGET, SENDING)
+@json_flag
+@pass_choices
+def map_items(choices: Choices, /, script: str, items: str, **flags: Any) -> int:
+    """Call FUNCTION of SCRIPT (or of a folder's main.py) for each of ITEMS, divided among providers.
+
+    ITEMS: a list in a .json file, a .jsonl file, rows of .npy, rows of .csv as dicts, a folder of files (the bytes of
+    each), or - for the lines of stdin. FUNCTION need not be named where there is only one. Each item is a segment that
+    is paid by itself; the result is the list of their values in the order of the items.
+    """
+    check_target(flags["out"], folder=False)
+    path, function = split_source(script)
+    return buy(choices, lambda: make_map(pack_source(path, Kind.MAP, function), read_items(items)), flags)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tally train fit.py --state '{"epoch": 0}' --steps 20 --cap 4
+  tally train fit.py:epoch --state weights.safetensors --steps 20 --cap 4 -o trained.safetensors
+"""
+)
+@click.argument("script", metavar="SCRIPT[:STEP]")
+@click.option("--state", required=True, metavar="FILE|JSON", help="The first state: a file as for --input, or JSON.")
+@click.option("--steps", required=True, type=click.IntRange(min=1), help="How many steps.")
+@with_options(LIMITS)
+@click.option("--partial", is_flag=True, help="Take the last state that came, even where not all steps were done.")
+@with_options(TARGET, SENDING)
+@json_flag
+@pass_choices
+def train(choices: Choices, /, script: str, state: str, steps: int, **flags: Any) -> int:
+    """Call `state = STEP(state, index)` of SCRIPT (or of a folder's main.py) so many times; the last state is the
+    result.
+
+    Each step is a segment that is paid by itself. If a provider leaves, another one goes on from the last state. STEP
+    is `step` unless another function is named.
+    """
+    check_target(flags["out"], folder=False)
+    path, function = split_source(script)
+    first = read_state(state)
+    return buy(choices, lambda: make_train(pack_source(path, Kind.TRAIN, function), first, steps), flags)
+
+
+def buy(choices: Choices, make: Callable[[], Work], flags: dict[str, Any]) -> int:
+    """Sign, send, follow, print, as the flags say."""
+    out, force, detach, dry_run, partial = (flags.pop(name, False) for name in _HOW)
+    wanted, work = read_wishes(flags), make()
+    progress = Progress(quiet=choices.as_json, total=work.segments)
+
+    async def go(market: AsyncMarket) -> int:
         if dry_run:
             _print_quote(await market.quote(work, wanted), as_json=choices.as_json)
             return output.OK
@@ -87,40 +152,19 @@ def run(
             if detach:
                 await market.send(job, progress.hooks)
                 return _print_sent(job.hex(), as_json=choices.as_json)
-            found = await market.result(job, progress.hooks)
-        return print_result(found, out, as_json=choices.as_json)
+            found = await market.result(job, progress.hooks, partial=bool(partial))
+        return print_result(found, out or None, force=bool(force), as_json=choices.as_json)
 
     try:
-        return choices.do(buy)
+        return choices.do(go)
     except KeyboardInterrupt:
         hint = HINT.format(job=progress.job[:16]) if progress.job else "nothing was signed"
         output.say(f"tally: interrupted; {hint}")
         return output.INTERRUPTED
 
 
-def print_result(found: JobResult, out: Path | None, *, as_json: bool) -> int:
-    """Show a result and what it cost; write it to a file if one is named."""
-    if out is not None:
-        write_value(out, found)
-    if as_json:
-        output.print_json(
-            job=found.job,
-            value=output.to_json(found.value) if out is None else None,
-            file=None if out is None else str(out),
-            provider=found.provider.hex(),
-            cost=found.cost,
-            commission=found.commission,
-            settled=found.settled,
-            checks=found.checks,
-            cpu_ms=found.usage.cpu_ms,
-            wall_ms=found.usage.wall_ms,
-            peak_bytes=found.usage.peak_bytes,
-        )
-        return output.OK
-    click.echo(output.show_value(found.value) if out is None else f"wrote {out}")
-    paid = "paid" if found.settled else "to be paid"
-    output.say(f"{found.credits} credits {paid}, commission included; {found.checks} checks passed")
-    return output.OK
+_HOW = ("out", "force", "detach", "dry_run", "partial")
+"""Flags that are no wishes."""
 
 
 def _print_sent(job: str, *, as_json: bool) -> int:
@@ -139,23 +183,9 @@ def _print_quote(quote: Quote, *, as_json: bool) -> None:
     output.print_json(
         cap=quote.cap,
         limit=quote.limit,
+        segments=quote.segments,
+        leases=quote.leases,
         commission_bps=quote.commission_bps,
         deadline=quote.deadline,
         outcomes=rows,
     )
-
-
-def _read_inputs(inputs: tuple[str, ...]) -> dict[str, Any]:
-    """`NAME=JSON` pairs; what doesn't begin like JSON may be text. Raises `Refused` (`input.json`)."""
-    values: dict[str, Any] = {}
-    for pair in inputs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise click.BadParameter(f"{pair!r} is not NAME=JSON", param_hint="--input")
-        try:
-            values[name] = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            if text[:1] in ("{", "[", '"'):
-                raise Refused(f"--input {name}: {text[:60]!r} is no JSON: {error}", rule="input.json") from error
-            values[name] = text
-    return values

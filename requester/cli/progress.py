@@ -1,4 +1,6 @@
-"""What the command shows while a job runs: its id at once, phases, live output, a sign of life after two seconds."""
+"""What the command shows while a job runs: its id at once, phases, leases, metrics, live output, and after two seconds
+of silence how far it is.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import click
 
 from chain.base.units import format_credits
 from requester.cli.output import is_terminal, say
 from requester.client.news import Hooks, News
-from requester.client.texts import escape, escape_line
+from requester.client.texts import escape, escape_line, show_size
 from requester.purchase.quote import Quote
 
 QUIET_SECONDS = 2.0
@@ -33,12 +36,14 @@ WORDS = {
 
 
 class Progress:
-    """Prints news of one job to stderr. `job` is its id once it is signed."""
+    """Prints news of one job to stderr. `job` is its id once it is signed; `total` its segments."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, total: int = 1) -> None:
         self.job = ""
         self._quiet = quiet
+        self.total = total
         self._what = "signing"
+        self._served: dict[str, int] = {}
         self._since = self._last = time.monotonic()
         self._drawn = False
         self._trouble = ""
@@ -61,7 +66,8 @@ class Progress:
     def _on_quote(self, quote: Quote) -> None:
         if not self._quiet:
             cap, limit = format_credits(quote.cap), format_credits(quote.limit)
-            say(f"at most {cap} credits; bids up to {limit} credits are taken")
+            each = "" if quote.segments == 1 else f" for each of {quote.segments} segments"
+            say(f"at most {cap} credits; bids up to {limit} credits are taken{each}")
 
     def _on_news(self, news: News) -> None:
         match news.kind:
@@ -75,14 +81,36 @@ class Progress:
                 if news.phase in WORDS:
                     self._print(self._what)
             case "progress":
-                self._what = f"{news.done} of {news.total} segments done"
+                if self.total == 1:
+                    self._what = f"{news.done} of {news.total} segments done"
             case "trouble" if news.rule != self._trouble:
                 self._trouble = news.rule
                 self._print(f"{escape_line(news.text, limit=500)} [{escape_line(news.rule)}]; trying on")
+            case _:
+                self._show_work(news)
+
+    def _show_work(self, news: News) -> None:
+        match news.kind:
+            case "lease" if self.total > 1:
+                self._print(f"{name_provider(news.provider)}: segments {show_indices(news.indices)} {news.phase}")
+            case "segments" if self.total > 1:
+                provider = name_provider(news.provider)
+                self._served[provider] = self._served.get(provider, 0) + len(news.indices)
+                served = ", ".join(f"{name} {count}" for name, count in self._served.items())
+                cost = format_credits(news.cost)
+                self._what = f"{news.done} of {news.total} segments are here ({served}), {cost} credits so far"
+                self._draw()
+            case "metrics":
+                segment = f"segment {news.indices[0]}: " if self.total > 1 and news.indices else ""
+                self._print(f"{segment}{show_metrics(news.metrics)}")
+            case "transfer":
+                self._what = f"{news.text}: {show_size(news.done)} of {show_size(news.total)}"
+            case _:
+                pass
 
     def _print(self, text: str) -> None:
         self._last = time.monotonic()
-        if not self._quiet:
+        if not self._quiet and text:
             self._wipe()
             say(text)
 
@@ -96,15 +124,45 @@ class Progress:
         terminal = is_terminal()
         if self._quiet or now - self._last < (QUIET_SECONDS if terminal else PLAIN_SECONDS):
             return
-        text = f"{self._what} ({now - self._since:.0f} s)"
         if terminal:
-            click.echo(f"\r\x1b[K{text}", err=True, nl=False, color=True)
-            self._drawn = True
+            self._draw(now)
         else:
-            say(text)
+            say(f"{self._what} ({now - self._since:.0f} s)")
             self._last = now
+
+    def _draw(self, now: float | None = None) -> None:
+        if not self._quiet and is_terminal():
+            now = time.monotonic() if now is None else now
+            click.echo(f"\r\x1b[K{self._what} ({now - self._since:.0f} s)", err=True, nl=False, color=True)
+            self._drawn = True
 
     def _wipe(self) -> None:
         if self._drawn:
             click.echo("\r\x1b[K", err=True, nl=False, color=True)
             self._drawn = False
+
+
+def name_provider(key: str) -> str:
+    """A provider in a line: the beginning of its key."""
+    return key[:8] or "a provider"
+
+
+def show_indices(indices: tuple[int, ...]) -> str:
+    """Indices as ranges: `0-3, 7`."""
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges[:20])
+
+
+def show_metrics(metrics: dict[str, Any]) -> str:
+    """Metrics in one line, harmless for a terminal."""
+    return " ".join(f"{escape_line(name)} {show_metric(value)}" for name, value in metrics.items())
+
+
+def show_metric(value: Any) -> str:
+    """One value of a report."""
+    return f"{value:.6g}" if isinstance(value, float) else escape_line(str(value), limit=80)

@@ -95,8 +95,8 @@ class AsyncMarket(Following):
     async def run_folder(
         self, path: str | Path, args: Sequence[Any] = (), *, hooks: Hooks = NO_HOOKS, **wishes: Any
     ) -> JobResult:
-        """Run the script `main.py` of a folder that travels as a whole, as `run_script` does. What it writes below
-        `/job/outputs` comes back as `files` of the result. Raises as `run`.
+        """Run the script `main.py` of a folder that travels as a whole, as `run_script` does. If it makes a
+        folder `/job/outputs`, the files in it come back as `files` of the result. Raises as `run`.
         """
         wanted, inputs = split_wishes(None, wishes)
         if not Path(path).is_dir():

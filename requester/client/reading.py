@@ -154,6 +154,19 @@ def _read_check(row: JobRow) -> TallyError:
     return failed
 
 
+def count_here(store: JobStore, row: JobRow, documents: Documents) -> int:
+    """Segments whose output, or whose failure, is in the store. What was accepted was here; it is not looked for
+    again.
+    """
+    total = documents.order.body.segments
+    if row.phase in (Phase.ACCEPTED, Phase.SETTLED):
+        return total
+    return sum(
+        record.cause is not Cause.OK or store.blobs.open(record.output) is not None
+        for record in Reading(store, row, documents).segments.values()
+    )
+
+
 # ---- run ----
 
 

@@ -138,6 +138,10 @@ class States(Sequence[Any]):
             return States(self._blobs, self._digests[index], copy=self._copy)
         return load_value(self._blobs, self._digests[index], copy=self._copy)
 
+    def get_packed(self, index: int) -> bytes | memoryview:
+        """One state as it was received; empty where it is not here any more."""
+        return self._blobs.open(self._digests[index]) or b""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult(Finished):
@@ -155,6 +159,11 @@ class TrainResult(Finished):
         if not self.states:
             raise Refused("no step of this train was done", rule="result.missing")
         return self.states[-1]
+
+    @property
+    def packed(self) -> bytes | memoryview:
+        """The last state as it was received; empty where there is none."""
+        return self.states.get_packed(-1) if self.states else b""
 
 
 def load_value(blobs: BlobFolder, digest: bytes, *, copy: bool) -> Any:

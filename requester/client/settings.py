@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+from cryptography.hazmat.primitives import serialization
 
-from chain.base.errors import Refused
+from chain.base.errors import Refused, Unavailable
 from chain.base.keys import Signer
 from chain.ledger.genesis import Genesis, read_genesis
-from chain.runtime.files import write_atomically
+from chain.runtime.files import sync_folder, write_atomically
 from chain.runtime.home import tally_home
-from chain.runtime.keystore import load_key
+from chain.runtime.keystore import load_key, save_key
 from chain.runtime.settings import load_settings
 
 PASSPHRASE = "TALLY_PASSPHRASE"
@@ -98,6 +101,41 @@ def open_wallet(settings: RequesterSettings, passphrase: str | None = None) -> S
             f"there is no key at {path}; make one with `tally wallet new`, or name one by --key", rule="key.file"
         )
     return load_key(path, passphrase or get_passphrase())
+
+
+def read_seed(path: Path, passphrase: str | None) -> bytes:
+    """The 32-byte seed of a key file, for a back-up; raises what `chain.runtime.keystore.load_key` does."""
+    load_key(path, passphrase)  # its checks and its words
+    private = serialization.load_pem_private_key(path.read_bytes(), passphrase.encode() if passphrase else None)
+    return private.private_bytes(
+        serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+    )
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a key file has a passphrase; raises as `load_key` where there is no such file."""
+    try:
+        return b"ENCRYPTED" in path.read_bytes()
+    except OSError as error:
+        raise Unavailable(f"no key file {path} ({error.strerror})", rule="key.file") from error
+
+
+def change_passphrase(path: Path, old: str | None, new: str | None) -> Signer:
+    """Write a key file anew under another passphrase (None: without one), whole or not at all; returns its signer.
+    Raises as `load_key`.
+    """
+    seed = read_seed(path, old)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        signer = save_key(beside, seed, new)
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise Unavailable(f"cannot write {path}: {error}", rule="file.write") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+    return signer
 
 
 def load_genesis(path: Path) -> Genesis:
