@@ -132,6 +132,14 @@ async def test_whom_the_kernel_killed_shows_in_how_it_ended(ear: Ear) -> None:
     await ear.finish()
 
 
+async def test_a_kill_counts_against_the_one_that_ended_alone(ear: Ear) -> None:
+    ear.pipes.end(0)
+    ear.gauge.reading = Reading(1_000, MIB, 1)
+    ear.hearing._hear()
+    assert [one.cause for one in ear.done] == ear.ended == [Cause.OOM]
+    await ear.finish()
+
+
 async def test_frames_are_looked_at_together(ear: Ear) -> None:
     ear.pipes.end(0)
     while not ear.done:
