@@ -226,6 +226,45 @@ async def test_a_call_is_answered_while_it_works_and_after_a_restart(world: Worl
     await world.wait_state(lease, LeaseState.SETTLED)
 
 
+async def test_a_lease_that_was_called_before_it_was_heard_of_is_answered_and_served(world: World) -> None:
+    order = world.make_order()
+    bid = await world.get_bid(order)
+    await world.kill()
+    lease = await world.open_award(order, scene.make_award(order, bid), bid)
+    await call(world, lease, 55)
+    await world.start()
+    await until(lambda: world.chain.answered == [55])
+    await world.wait_state(lease, LeaseState.SETTLED)
+
+
+async def test_a_lease_with_receipts_that_are_not_known_here_is_not_begun_anew(world: World) -> None:
+    order, spec = world.make_map(5)
+    bid = await world.get_bid(order, spec)
+    await world.kill()
+    lease = await world.open_award(order, scene.make_award(order, bid), bid)
+    await world.chain.happen(msgspec.structs.replace(world.chain.views[lease], served=2))
+    await world.start()
+    await until(lambda: any(isinstance(body, GiveBack) for body in world.chain.submitted))
+    assert not world.executor.ran, "records made twice would be two inconsistent receipts (R5)"
+
+
+async def test_killed_between_extension_and_return_the_return_follows(world: World) -> None:
+    world.executor.hold, world.executor.stop_at = asyncio.Event(), 3
+    world.broker.accepting = False
+    world.chain.refuse[GiveBack] = "R15.c.quota"
+    order, spec = world.make_map(5)
+    lease = await world.open_lease(order, spec=spec)
+    await stop_behind(world, lease, 3)
+    world.daemon.leases[lease].stop()
+    await until(lambda: any(isinstance(body, GiveBack) for body in world.chain.submitted))
+    await world.kill()
+    world.chain.refuse.clear()
+    world.chain.final.clear()
+    await world.start()
+    await world.wait_state(lease, LeaseState.DELIVERED)
+    assert world.chain.views[lease].held == 3
+
+
 async def call(world: World, lease: bytes, at: int) -> None:
     """Row 8."""
     await world.chain.happen(msgspec.structs.replace(world.chain.views[lease], state="called", called=at))
