@@ -29,7 +29,7 @@ from requester.purchase.events import LeaseSeen
 
 START = 1_800_000_000_000
 EMPTY = compute_digest(b"")
-SEAT, REQUESTER, BROKER, ALICE, BOB, STRANGER = (Signer(bytes([number]) * 32) for number in range(1, 7))
+SEAT, REQUESTER, BROKER, ALICE, BOB, STRANGER, WATCHER = (Signer(bytes([number]) * 32) for number in range(1, 8))
 PROVIDERS = {signer.key: signer for signer in (ALICE, BOB, STRANGER)}
 
 

@@ -29,7 +29,7 @@ def accept_by_mallory(hand: Hand) -> None:
     sign_own(hand, "acceptance", Tag.ACCEPTANCE, signer=MALLORY.key)
 
 
-def accept_by_mallory_for_the_requester(hand: Hand) -> None:
+def accept_in_the_owners_name(hand: Hand) -> None:
     sign_own(hand, "acceptance", Tag.ACCEPTANCE)
 
 
@@ -172,7 +172,9 @@ def invented_decline(hand: Hand) -> None:
 ENDS: list[Row] = [
     ("acceptances swapped", "map", swap_acceptances, 42),
     ("an acceptance by a stranger", "run", accept_by_mallory, 41),
-    ("an acceptance signed by a stranger", "run", accept_by_mallory_for_the_requester, 41),
+    ("an acceptance signed by a stranger", "run", accept_in_the_owners_name, 41),
+    ("a watcher's acceptance by a stranger", "watched", accept_by_mallory, 41),
+    ("a watcher's acceptance signed by a stranger", "watched", accept_in_the_owners_name, 41),
     ("an acceptance of less", "map", accept_less, 41),
     ("an acceptance where there was silence", "map", silent_acceptance, 42),
     ("silence where there was an acceptance", "run", unsaid_acceptance, 94),

@@ -45,7 +45,7 @@ from requester.purchase.casefile import BlobSource, CaseContent
 from requester.purchase.documents import Documents, LeasePapers
 from requester.purchase.events import LeaseSeen
 from requester.purchase.order import Parties, Terms, make_order, make_resources
-from tests.attacks.case_chain import ALICE, BOB, BROKER, EMPTY, PROVIDERS, REQUESTER, STRANGER, Chain, change
+from tests.attacks.case_chain import ALICE, BOB, BROKER, EMPTY, PROVIDERS, REQUESTER, STRANGER, WATCHER, Chain, change
 
 TRACE = b"Traceback: ValueError: no\n"
 LEVEL = "ns+cgroup"
@@ -86,10 +86,14 @@ class Play:
         *,
         chain: Chain | None = None,
         salt: bytes = bytes(16),
+        watcher: Signer | None = None,
         lie: Callable[[WorkFacts], WorkFacts] = lambda facts: facts,
     ) -> None:
-        """`lie` is what providers make of their facts before they sign the provenance."""
+        """`watcher` accepts in the requester's place; `lie` is what providers make of their facts before they sign the
+        provenance.
+        """
         self.lie = lie
+        self.accepting = watcher or REQUESTER
         self.chain = chain or Chain()
         self.kind, self.segments = kind, segments
         self.blobs: dict[bytes, bytes] = {}
@@ -115,6 +119,7 @@ class Play:
         terms = Terms(cap=20 * MICRO, segment_wall=60_000, segments=segments, item_root=root)
         parties = Parties(self.chain.id, REQUESTER.key, BROKER.key)
         body = make_order(self.spec, terms, parties, now=self.chain.now, salt=salt)
+        body = change(body, watcher=watcher.key if watcher else None)
         self.order: Signed[Order] = REQUESTER.sign(Tag.ORDER, self.chain.id, body)
         self.order_id = compute_order_id(self.chain.id, body)
         self.books: list[Signed[Book]] = []
@@ -235,13 +240,13 @@ class Play:
         lease.storage = BROKER.sign(Tag.STORAGE, self.chain.id, storage)
 
     def accept(self, lease: Lease) -> None:
-        """The owner accepts everything; the provider settles."""
+        """The owner, or its watcher, accepts everything; the provider settles."""
         assert lease.receipt is not None
         body = lease.receipt.body
         spans = (Span(body.first, body.count),)
         receipt = compute_receipt_id(self.chain.id, body)
-        acceptance = Acceptance(lease.id, receipt, REQUESTER.key, spans, release=False)
-        lease.acceptance = REQUESTER.sign(Tag.ACCEPTANCE, self.chain.id, acceptance)
+        acceptance = Acceptance(lease.id, receipt, self.accepting.key, spans, release=False)
+        lease.acceptance = self.accepting.sign(Tag.ACCEPTANCE, self.chain.id, acceptance)
         self.note(lease, self.chain.send(lease.signer, Settle(lease.receipt, lease.acceptance)))
 
     def finish(self, lease: Lease, failing: int | None = None) -> None:
@@ -333,6 +338,14 @@ def play_run(chain: Chain | None = None, salt: bytes = bytes(16)) -> Play:
     """One segment, the cheaper of two bids, accepted."""
     play = Play(Kind.RUN, 1, chain=chain, salt=salt)
     (lease,) = play.hold_round((Span(0, 1),), [(BOB, 1_500_000), (ALICE, 1_000_000)])
+    play.finish(lease)
+    return play
+
+
+def play_watched() -> Play:
+    """A run whose watcher accepts."""
+    play = Play(Kind.RUN, 1, watcher=WATCHER)
+    (lease,) = play.hold_round((Span(0, 1),), [(ALICE, 1_000_000)])
     play.finish(lease)
     return play
 

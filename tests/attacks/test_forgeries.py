@@ -23,13 +23,14 @@ from tests.attacks.case_chain import ALICE, EMPTY, change
 from tests.attacks.case_forged_ends import ENDS
 from tests.attacks.case_forged_papers import AWARDS, WORK
 from tests.attacks.case_hand import Forge, Hand
-from tests.attacks.case_world import Play, play_failure, play_map, play_run, play_train
+from tests.attacks.case_world import Play, play_failure, play_map, play_run, play_train, play_watched
 
 PLAYS: dict[str, Callable[[], Play]] = {
     "run": cache(play_run),
     "map": cache(play_map),
     "train": cache(play_train),
     "failure": cache(play_failure),
+    "watched": cache(play_watched),
 }
 
 

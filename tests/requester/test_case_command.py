@@ -24,7 +24,7 @@ from requester.store.jobs import JobStore
 from tests.attacks.case_chain import ALICE, BOB, REQUESTER, Chain
 from tests.attacks.case_forged_ends import without_lease
 from tests.attacks.case_hand import Hand
-from tests.attacks.case_world import Play, find_in, play_failure, play_map, play_run, play_train
+from tests.attacks.case_world import Play, find_in, play_failure, play_map, play_run, play_train, play_watched
 
 PLAYS: dict[str, Callable[[], Play]] = {
     "run": cache(play_run),
@@ -188,6 +188,11 @@ def test_it_says_who_did_what_for_how_much_and_who_accepted(home: Path, capsys: 
     assert not any("FAILED" in line for line in lines)
 
 
+def test_a_watcher_is_told_from_the_requester(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, genesis = put(home, "watched", play_watched())
+    assert "; accepted by the watcher\n" in Said(capsys, "verify", path, "--genesis", genesis).out
+
+
 def test_a_failure_is_told_as_paid(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, genesis = put(home, "failure", PLAYS["failure"]())
     assert "1 of 1 paid for; 1 failed; 1 credits" in Said(capsys, "verify", path, "--genesis", genesis).out
@@ -233,6 +238,12 @@ def test_what_was_left_out_is_not_claimed(home: Path, capsys: pytest.CaptureFixt
     said = Said(capsys, "verify", path, "--genesis", genesis)
     assert said.code == 0
     assert "segments 4 to 5: no lease in this file was paid for them" in said.out.splitlines()
+    hand = Hand(play, play)
+    without_lease(1)(hand)
+    hand.set(tried=(play.leases[1].award.body.bid,))
+    path.write_bytes(hand.write())
+    found = Said(capsys, "verify", path, "--genesis", genesis, "--json").json
+    assert (found["verified"], found["unserved"]) == (True, [{"first": 3, "count": 1}])
 
 
 def test_a_flipped_byte_is_refused_in_one_message(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
