@@ -3,17 +3,17 @@
 Every failure leaves here as one of three errors: `Refused` with the rule the node named, `Unavailable` with the
 address and what to start, `Fault` where the two sides disagree on the
 protocol. It believes the node; who does not uses `chain.light.client`. Not here: retries (`submit` may be repeated
-freely: the same transaction is final at most once).
+freely: the same transaction is final at most once). `chain.rpc.wire` with aiohttp is loaded at the first call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from itertools import count
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import aiohttp
 import msgspec
 
 from chain.base.codec import decode, encode
@@ -34,18 +34,18 @@ from chain.rpc.schema import (
     TxOutcome,
 )
 
+if TYPE_CHECKING:
+    import aiohttp
+
+    from chain.rpc.wire import Wire
+
 __all__ = ["ChainClient"]
 
 T = TypeVar("T")
 
+
 MAX_ANSWER_BYTES = 32 << 20
 """Largest answer read: a page of events is bounded by the node, far below this."""
-
-CONNECT_SECONDS = 5.0
-"""Our own deadline for a connection: a refusal may be silence."""
-
-SLACK_SECONDS = 20.0
-"""How much longer than its `wait_ms` a call may take."""
 
 
 class RpcError(msgspec.Struct, frozen=True):
@@ -76,7 +76,7 @@ class ChainClient:
     def __init__(self, url: str, session: aiohttp.ClientSession | None = None) -> None:
         self.url = url.rstrip("/")
         self._session = session
-        self._owned = session is None
+        self._wire: Wire | None = None
         self._ids = count(1)
 
     async def __aenter__(self) -> Self:
@@ -89,9 +89,9 @@ class ChainClient:
 
     async def close(self) -> None:
         """Close the session, if this client made it."""
-        if self._owned and self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._wire is not None:
+            await self._wire.close()
+            self._wire = None
 
     async def info(self) -> ChainInfo:
         """The node and its chain; raises `Refused` under `protocol.version` for a node of another interface version."""
@@ -191,22 +191,9 @@ class ChainClient:
             raise self._misunderstood(f"{method}: {error}") from error
 
     async def _post(self, body: bytes, wait_ms: int) -> bytes:
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
-        timeout = aiohttp.ClientTimeout(total=wait_ms / 1000 + SLACK_SECONDS, connect=CONNECT_SECONDS)
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with self._session.post(self.url, data=body, timeout=timeout, headers=headers) as response:
-                data = await response.content.read(MAX_ANSWER_BYTES + 1)
-                while len(data) <= MAX_ANSWER_BYTES and not response.content.at_eof():
-                    data += await response.content.read(MAX_ANSWER_BYTES + 1 - len(data))
-                status = response.status
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            message = (
-                f"no chain node answers at {self.url} ({type(error).__name__}: {error}); "
-                "start one with `tally-chain run`, or name another address"
-            )
-            raise Unavailable(message, rule="chain.unreachable") from None
+        if self._wire is None:
+            self._wire = import_module("chain.rpc.wire").Wire(self.url, self._session)
+        status, data = await self._wire.post(body, wait_ms, MAX_ANSWER_BYTES)
         if status == 503:
             raise Unavailable(f"the chain node at {self.url} is full or stopping; try again", rule="chain.busy")
         if status in (401, 404, 405):

@@ -17,6 +17,7 @@ from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.base.keys import Signer
 from chain.ledger.transactions import Transfer, sign_transaction
 from chain.rpc import client as client_module
+from chain.rpc import wire as wire_module
 from chain.rpc.client import ChainClient
 from chain.rpc.schema import RPC_VERSION
 
@@ -129,7 +130,7 @@ async def test_no_node_says_where_and_what_to_start() -> None:
 
 
 async def test_a_node_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SLACK_SECONDS", 0.05)
+    monkeypatch.setattr(wire_module, "SLACK_SECONDS", 0.05)
     silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     async with silent, ChainClient(f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}") as client:
         with pytest.raises(Unavailable) as caught:
