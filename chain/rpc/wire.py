@@ -30,8 +30,8 @@ class Wire:
             self._session = None
 
     async def post(self, body: bytes, wait_ms: int, max_bytes: int) -> tuple[int, bytes]:
-        """Status and body of the answer, of which at most one byte more than `max_bytes` is read; raises `Unavailable` under
-        `chain.unreachable` where none comes.
+        """Status and body of the answer, of which at most one byte more than `max_bytes` is read. Raises `Unavailable`
+        under `chain.unreachable` where none comes.
         """
         if self._session is None:
             self._session = aiohttp.ClientSession()
