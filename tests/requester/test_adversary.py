@@ -16,6 +16,7 @@ from chain.base.hashing import Tag, compute_digest
 from chain.base.merkle import EMPTY_ROOT
 from chain.ledger.terms.outcome import Cause
 from requester.purchase import events as e
+from requester.purchase import rounds
 from requester.purchase.machine import MAX_NOISE
 from requester.purchase.phases import Phase
 from tests.requester.shell import Shell, end, kinds, look, make_found, replay, see, up_to_delivery
@@ -222,3 +223,26 @@ def is_honest(world: World) -> bool:
         (world.storage, truth.storage),
     )
     return all(told == true for told, true in pairs)
+
+
+# ---- bounds ----
+
+
+def test_rounds_leases_and_early_deliveries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond the bounds is noise, and changes nothing."""
+    for name in ("MAX_BOOKS", "MAX_LOTS", "MAX_EARLY"):
+        monkeypatch.setattr(rounds, name, 1)
+    first = World()
+    second = first.also(round=1, first=0, causes=(Cause.OK,))
+    second.bids = (second.bids[0],)
+    shell = Shell(first, second)
+    shell.tell(e.Restarted(), e.Submitted(), first.delivered)
+    noise = [shell.machine.noise]
+    for item in (second.delivered, first.closed, second.closed, first.awarded, second.awarded):
+        shell.tell(item)
+        noise.append(shell.machine.noise)
+    assert noise == [0, 2, 2, 3, 3, 4]
+    shell.tell(see(second))
+    assert [lot.lease for lot in shell.machine.lots] == [first.lease]
+    shell.tell(make_found(first))
+    assert shell.machine.phase is Phase.ACCEPTED
