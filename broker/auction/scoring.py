@@ -82,7 +82,7 @@ def find_fault(
     be awarded, by default its own; `part` the range, by default all; `closed` when its round closed, by default now or
     the order's close, whichever is later.
 
-    Names: `R3.party`, `R3.limit`, `R2.cap`, `R3.validity`, `R3.time`, `R3.bond`.
+    Names: `R3.party`, `R8.holder` (who holds its own outputs could be paid by silence for nothing), `R3.limit`, `R2.cap`, `R3.validity`, `R3.time`, `R3.bond`.
     """
     price = bid.price if price is None else price
     closed = max(now, order.closes) if closed is None else closed
@@ -95,6 +95,8 @@ def _find_standing_fault(order: Order, bid: Bid, commission: int, price: int, ti
     now, closed = times
     if bid.provider in (order.requester, order.auctioneer):
         return "R3.party"
+    if bid.provider in (*bid.holders, *order.holders):
+        return "R8.holder"
     if price > order.limit:
         return "R3.limit"
     if price * compute_weight(order) > MAX_INT or compute_cost(order, price, commission) > order.cap:

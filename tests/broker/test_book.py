@@ -186,6 +186,14 @@ def test_no_party_serves_its_own_order(signer: Signer) -> None:
     assert find_fault(ORDER, make_bid(ORDER, signer).body, 100, NOW) == "R3.party"
 
 
+@pytest.mark.parametrize(
+    ("bid", "order"), [({"holders": (PROVIDERS[0].key,)}, {}), ({}, {"holders": (PROVIDERS[0].key,)})]
+)
+def test_nobody_holds_its_own_outputs(bid: dict[str, Any], order: dict[str, Any]) -> None:
+    wanted = make_order(**order)
+    assert find_fault(wanted, make_bid(wanted, **bid).body, 100, NOW) == "R8.holder"
+
+
 def pick(order: Order, *prices: int) -> tuple[int, int, int | None] | None:
     """Index of the winner, award price, price of the runner-up."""
     bids = [make_bid(order, signer, price=price) for signer, price in zip(PROVIDERS, prices, strict=False)]
