@@ -17,7 +17,6 @@ from broker.protocol.messages import Progress, sign_message
 from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.base.keys import Signed
 from chain.ledger.terms.work import Acceptance
-from chain.ledger.transactions import Extend
 from chain.rpc.schema import LeaseView
 from chain.runtime.driver import Driver
 from chain.runtime.logs import get_logger, show_job
@@ -268,8 +267,6 @@ class LeaseKeeper:
                 over = isinstance(event, LeaseEnded) or event.state is LeaseState.DELIVERED
                 if isinstance(event, LeaseEnded) or (over and effect.task is not LeaseTask.SETTLE):
                     return event
-                if isinstance(effect.body, Extend) and view.served >= effect.body.receipt.body.count:
-                    return TransactionFinal(effect.task)
                 self.move(view)
             return TransactionRefused(effect.task, refusal.rule)
 

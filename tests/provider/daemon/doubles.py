@@ -125,7 +125,9 @@ class FakeChain:
             case Settle(receipt, acceptance):
                 assert acceptance.body.receipt == compute_receipt_id(scene.CHAIN, receipt.body)
                 await self._end(receipt.body.lease, LeaseState.SETTLED)
-            case Deliver(receipt, _, _):
+            case Deliver(receipt, _, proof):
+                if (receipt.body.lease in self.receipts) != bool(proof):
+                    raise Refused("not with its proof", rule="R5.proof")
                 await self._end(receipt.body.lease, LeaseState.DELIVERED)
             case Extend(receipt, _, proof):
                 await self._extend(receipt.body, proof)

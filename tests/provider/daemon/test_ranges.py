@@ -93,6 +93,7 @@ async def test_many_small_segments_are_few_events(world: World) -> None:
     lease = await world.open_lease(order, spec=spec)
     await world.wait_state(lease, LeaseState.SETTLED)
     assert len(world.broker.handed[lease].records) == 1_000
+    assert world.executor.tasks[0].limits.output_count == 1_000, "one output per segment"
     frames = world.progress(lease)
     assert sum(len(frame.records) for frame in frames) == 1_000 and len(frames) <= 1_000 // 16
 
@@ -147,8 +148,13 @@ async def test_a_killed_range_goes_on_behind_the_last_record(world: World, kind:
     await stop_behind(world, lease, 3)
     before = list(world.broker.handed[lease].records)
     await world.kill()
-    world.executor.hold.set()
+    left = world.folder / "leases" / lease.hex() / "spool" / "left"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half an output")
     await world.start()
+    await until(lambda: len(world.executor.tasks) == 2)
+    assert not left.exists(), "what a run left behind is removed before the next"
+    world.executor.hold.set()
     await world.wait_state(lease, LeaseState.SETTLED)
     assert (world.executor.tasks[-1].first, world.executor.tasks[-1].count) == (3, 2)
     assert world.broker.handed[lease].records[:3] == before
@@ -284,6 +290,19 @@ async def test_what_the_broker_put_on_the_chain_is_continued(world: World) -> No
     await world.wait_state(lease, LeaseState.DELIVERED)
     [deliver] = [body for body in world.chain.submitted if hasattr(body, "proof")]
     assert deliver.proof, "a consistency proof from what stands there (R5)"
+
+
+async def test_a_proof_that_came_too_late_is_made_anew(world: World) -> None:
+    world.executor.hold, world.executor.stop_at = asyncio.Event(), 2
+    world.broker.accepting = False
+    order, spec = world.make_map(4)
+    lease = await world.open_lease(order, spec=spec)
+    await stop_behind(world, lease, 2)
+    world.chain.receipts[lease] = world.broker.deliveries[lease].receipt.body
+    world.chain.views[lease] = msgspec.structs.replace(world.chain.views[lease], served=2)  # the news is on its way
+    world.executor.hold.set()
+    await world.wait_state(lease, LeaseState.DELIVERED)
+    assert [bool(body.proof) for body in world.chain.submitted] == [False, True]
 
 
 # Rounds
