@@ -468,6 +468,7 @@ async def test_a_run_that_was_ended_tells_nothing_more() -> None:
     gathering = Gathering(SegmentsRan(0, "ns", "openblas", ()), told.append)
     for index in range(2):
         gathering.add([scene.make_segment(index)])
-    assert gathering._timer is not None
+    timer = gathering._timer
     gathering.close()
-    assert gathering._timer is None and len(told) == 1 and gathering.take() == ()
+    assert timer is not None and timer.cancelled()
+    assert len(told) == 1 and gathering.take() == ()
