@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,12 +56,15 @@ SENDING = (
 )
 
 
-def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
+Option = Callable[[Any], Any]
+
+
+def with_options(*groups: tuple[Option, ...]) -> Callable[[F], F]:
     """All options of these groups, in their order."""
 
     def wrap(function: F) -> F:
         wrapped: Any = function
-        options: list[Callable[[Any], Any]] = [option for group in groups for option in group]
+        options: list[Any] = [option for group in groups for option in group]
         for option in reversed(options):
             wrapped = option(wrapped)
         found: F = wrapped
@@ -115,7 +119,7 @@ def read_items(text: str) -> Any:
     `load`.
     """
     if text == "-":
-        return click.get_text_stream("stdin").read().splitlines()
+        return sys.stdin.read().splitlines()
     path, suffix = Path(text), Path(text).suffix.lower()
     try:
         if path.is_dir():
@@ -128,7 +132,7 @@ def read_items(text: str) -> Any:
         raise Refused(f"cannot read {path}: {error.strerror}", rule="map.items") from error
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path} has a line that is no JSON: {error}", rule="map.items") from error
-    found = load(path) if suffix in (".json", ".npy") else None
+    found: Any = load(path) if suffix in (".json", ".npy") else None
     if found is None or isinstance(found, dict | str) or not hasattr(found, "__len__"):
         forms = ".json (a list), .jsonl, .npy (rows), .csv (rows), a folder of files, or - for lines of stdin"
         raise Refused(f"{text} holds no items; there are {forms}", rule="map.items")
@@ -144,7 +148,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_cell(cell: Any) -> Any:
-    for kind in (int, float):
+    kinds: tuple[Callable[[Any], Any], ...] = (int, float)
+    for kind in kinds:
         try:
             return kind(cell)
         except (TypeError, ValueError):

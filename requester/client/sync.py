@@ -99,7 +99,7 @@ class Market:
         - `seed`: seed of the job's random numbers
         - `title`: its name in `jobs`
         - `python`: the minor version it needs, this program's if none is named
-        - `parallelism`, `tolerance`: see `map`
+        - `parallelism` and `tolerance`: of a `map`, see there
 
         All other keyword arguments go to the function; one that needs such a name gets it by `functools.partial`.
         Arrays of 64 KiB and more in the value are read-only views of files in the store: copy what is to be changed.

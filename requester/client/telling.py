@@ -63,6 +63,8 @@ class Teller:
             phase = _get_state(lot)
             if phase and (shown is None or shown.phase != phase):
                 self._show_lease(lot, phase)
+            elif shown is not None and not shown.provider:
+                self._board.leases[shown.lease] = replace(shown, provider=_get_provider(lot))
         self._count()
 
     def _show_lease(self, lot: Lot, phase: str) -> None:

@@ -50,10 +50,11 @@ def show_size(size: int) -> str:
 
 
 def show_span(milliseconds: int) -> str:
-    """A span in seconds, or minutes where it is long."""
-    if milliseconds < 120_000:
-        return f"{milliseconds / 1_000:.3g} s"
-    return f"{milliseconds / 60_000:.3g} min"
+    """A span in seconds, or in minutes, hours, days where it is longer than two of them."""
+    for unit, size in (("days", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if milliseconds >= 2 * size:
+            return f"{milliseconds / size:.3g} {unit}"
+    return f"{milliseconds / 1_000:.3g} s"
 
 
 def escape(text: str | bytes, *, limit: int = MAX_SHOWN) -> str:

@@ -16,8 +16,8 @@ from broker.protocol.jobs import Entry, Level, Runtime
 from broker.protocol.values import unpack
 from chain.base.errors import Refused
 from chain.base.hashing import compute_digest
-from requester.client.market import split_wishes
-from requester.client.wishes import Wishes, get_python, make_spec, pack_function, pack_script
+from requester.client.packing import make_run, pack_function, pack_source
+from requester.client.wishes import Wishes, get_python, make_spec, split_wishes
 from requester.purchase.order import AUCTION_MS
 
 FACTOR = 3
@@ -42,7 +42,7 @@ def make_closure(by: int) -> Any:
 )
 def test_functions_load_in_a_python_that_has_only_cloudpickle(function: Any, result: int, tmp_path: Path) -> None:
     """A function's own module goes along by value, with the globals it reads."""
-    code = pack_function(function, (14,), {}).code
+    code = pack_function(function).blob
     paths = [str(Path(cloudpickle.__file__).parents[1])]
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {paths!r}; {ELSEWHERE}"]
     done = subprocess.run(command, input=code, capture_output=True, cwd=tmp_path, check=False)
@@ -51,11 +51,11 @@ def test_functions_load_in_a_python_that_has_only_cloudpickle(function: Any, res
 
 def test_packing_leaves_no_trace_in_cloudpickle() -> None:
     before = set(cloudpickle.list_registry_pickle_by_value())
-    pack_function(scale, (1,), {})
+    pack_function(scale)
     assert set(cloudpickle.list_registry_pickle_by_value()) == before
     cloudpickle.register_pickle_by_value(sys.modules["tests"])
     try:
-        pack_function(scale, (1,), {})
+        pack_function(scale)
         assert "tests" in cloudpickle.list_registry_pickle_by_value()
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules["tests"])
@@ -64,9 +64,9 @@ def test_packing_leaves_no_trace_in_cloudpickle() -> None:
 def test_a_script_goes_as_its_source_with_arguments_and_inputs(tmp_path: Path) -> None:
     path = tmp_path / "job.py"
     path.write_text("result = args, inputs\n")
-    work = pack_script(path, ("a", 1), {"rate": 0.5})
-    assert (work.entry, work.code, work.title) == (Entry.SCRIPT, b"result = args, inputs\n", "job.py")
-    assert unpack(work.inputs) == (("a", 1), {"rate": 0.5})
+    work = make_run(pack_source(path), ("a", 1), {"rate": 0.5})
+    assert (work.code.entry, work.code.blob, work.code.title) == (Entry.SCRIPT, b"result = args, inputs\n", "job.py")
+    assert unpack(work.inputs.join()) == (("a", 1), {"rate": 0.5})
 
 
 BAD_SCRIPTS: list[tuple[bytes | None, str]] = [
@@ -83,19 +83,19 @@ def test_scripts_that_are_none(tmp_path: Path, content: bytes | None, rule: str)
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(Refused) as refused:
-        pack_script(path, (), {})
+        pack_source(path)
     assert refused.value.rule == rule
 
 
 def test_a_spec_says_what_was_wished() -> None:
-    work = pack_function(scale, (1,), {})
+    work = make_run(pack_function(scale), (1,), {})
     wishes = Wishes(memory="1GiB", wall="10s", cores=1.5, output="1MiB", packages=("scipy", "numpy", "numpy"), seed=9)
     spec = make_spec(work, wishes)
     assert spec.runtime == Runtime(get_python(), ("numpy", "scipy"))
     resources = spec.resources
     assert (resources.memory_bytes, resources.millicores, resources.cpu_ms) == (1 << 30, 1_500, 15_000)
     assert (resources.output_bytes, spec.seed, spec.level) == (1 << 20, 9, Level.NS)
-    assert (spec.code, spec.inputs) == (compute_digest(work.code), compute_digest(work.inputs))
+    assert (spec.code, spec.inputs) == (compute_digest(work.code.blob), compute_digest(work.inputs.join()))
     assert make_spec(work, Wishes(title="x" * 300)).title == "x" * 200
     assert make_spec(work, Wishes(python="3.12")).runtime.python == "3.12"
 
@@ -115,7 +115,7 @@ def test_a_spec_says_what_was_wished() -> None:
 )
 def test_wishes_outside_what_a_spec_can_say(wishes: dict[str, Any], rule: str) -> None:
     with pytest.raises(Refused) as refused:
-        make_spec(pack_function(scale, (1,), {}), Wishes(**wishes))
+        make_spec(make_run(pack_function(scale), (1,), {}), Wishes(**wishes))
     assert refused.value.rule in {rule, "spec.form"}
 
 
