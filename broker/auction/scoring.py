@@ -82,7 +82,8 @@ def find_fault(
     be awarded, by default its own; `part` the range, by default all; `closed` when its round closed, by default now or
     the order's close, whichever is later.
 
-    Names: `R3.party`, `R8.holder` (who holds its own outputs could be paid by silence for nothing), `R3.limit`, `R2.cap`, `R3.validity`, `R3.time`, `R3.bond`.
+    Names: `R3.party`, `R8.holder` (who holds its own outputs could be paid by silence for nothing), `R3.limit`,
+    `R2.cap`, `R3.validity`, `R3.time`, `R3.bond`.
     """
     price = bid.price if price is None else price
     closed = max(now, order.closes) if closed is None else closed
