@@ -57,25 +57,22 @@ class Teller:
         self._board.tell(News(NewsKind.TRANSFER, self._job, text=text, done=done, total=total))
 
     def look(self) -> None:
-        """Tell of each lease whose state is another than before."""
+        """Tell of each lease whose state is another than before. One that only the chain has shown so far has no name
+        to be told by; it stands on the board.
+        """
         for lot in self._machine.lots:
             shown = self._board.leases.get(lot.lease.hex())
-            phase = _get_state(lot)
-            if phase and (shown is None or shown.phase != phase):
-                self._show_lease(lot, phase)
-            elif shown is not None and not shown.provider:
-                self._board.leases[shown.lease] = replace(shown, provider=_get_provider(lot))
+            phase, provider = _get_state(lot), _get_provider(lot)
+            if phase and (shown is None or (shown.phase, shown.provider) != (phase, provider)):
+                self._show_lease(lot, phase, provider, 0 if shown is None else shown.told)
         self._count()
 
-    def _show_lease(self, lot: Lot, phase: str) -> None:
-        lease, provider, span = lot.lease.hex(), _get_provider(lot), lot.span
-        before = self._board.leases.get(lease)
-        told = before.told if before else 0
+    def _show_lease(self, lot: Lot, phase: str, provider: str, told: int) -> None:
+        lease, span = lot.lease.hex(), lot.span
         self._board.leases[lease] = LeaseProgress(lease, provider, phase, span.first, span.count, told, lot.good)
         indices = tuple(range(span.first, span.first + span.count))
-        self._board.tell(
-            News(NewsKind.LEASE, self._job, phase, lease, provider, indices, cost=self._board.cost, done=lot.good)
-        )
+        if provider:
+            self._board.tell(News(NewsKind.LEASE, self._job, phase, lease, provider, indices, done=lot.good))
 
     def _tell_segments(self, effect: e.TellSegments) -> None:
         board = self._board

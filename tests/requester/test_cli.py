@@ -20,10 +20,10 @@ from requester.cli.app import COMMANDS, run
 from requester.client import market as module
 from requester.client.news import News
 from requester.client.outcomes import JobEnded, JobFailed, JobPending, NoBid
+from requester.client.packing import make_run, pack_source
 from requester.client.settings import get_settings_path, load_requester_settings
-from requester.client.wishes import pack_script
 from tests.requester.fakes import Deed, FakeMarket, install
-from tests.requester.world import PROVIDER, REQUESTER
+from tests.requester.world import PROVIDER, REQUESTER, RIVAL
 
 SCRIPT = "result = 42\n"
 HOSTILE = "\x1b]0;owned\x07\x9b2J\u202etxt\r\x00"
@@ -62,7 +62,7 @@ def test_a_script_is_run_paid_and_printed(fake: FakeMarket, capsys: pytest.Captu
     assert lines[0] == "at most 2 credits; bids up to 1.960785 credits are taken"
     assert lines[1].startswith("job ")
     assert "epoch 1" in lines
-    assert lines[-1] == "1.02 credits paid, commission included; 37 checks passed"
+    assert lines[-1] == "1.02 credits paid, commission included; 39 checks passed"
 
 
 def test_json_is_one_versioned_object_and_the_id_comes_first_on_stderr(
@@ -79,7 +79,7 @@ def test_json_is_one_versioned_object_and_the_id_comes_first_on_stderr(
         "z": {"complex": [0.0, 1.0]},
         "3": [None, True],
     }
-    assert (found["cost"], found["settled"], found["checks"]) == (1_020_000, True, 37)
+    assert (found["cost"], found["settled"], found["checks"]) == (1_020_000, True, 39)
     assert found["provider"] == PROVIDER.key.hex()
 
 
@@ -87,8 +87,8 @@ def test_arguments_and_inputs_reach_the_script(fake: FakeMarket, capsys: pytest.
     given = ("a", "b", "--input", "rate=0.5", "--input", "name=x y", "--cap", "2", "--", "--epochs")
     assert Said(capsys, "run", "job.py", *given).code == 0
     spec = fake.submitted[0].spec
-    packed = pack_script(Path("job.py"), ("a", "b", "--epochs"), {"rate": 0.5, "name": "x y"})
-    assert fake.blobs[spec.inputs] == packed.inputs
+    packed = make_run(pack_source(Path("job.py")), ("a", "b", "--epochs"), {"rate": 0.5, "name": "x y"})
+    assert fake.blobs[spec.inputs] == packed.inputs.join()
     assert Said(capsys, "run", "job.py", "--cap", "2", "--input", "nonsense").code == 2
 
 
@@ -121,7 +121,7 @@ def test_detached_then_listed_then_taken_up(fake: FakeMarket, capsys: pytest.Cap
     assert Said(capsys, "result", job[:8]).out == "42\n"
     shown = Said(capsys, "jobs").out
     assert job[:16] in shown
-    assert "settled  1.02     job.py" in shown
+    assert shown.splitlines()[1].split()[3:] == ["run", "settled", "1/1", "1.02", "24", "h", "job.py"]
     assert Said(capsys, "run", "job.py", "--cap", "2", "--detach", "--json").json["job"] != job
 
 
@@ -144,13 +144,14 @@ def test_results_as_files(
     assert read(tmp_path / name) == expected[name]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a", ".", "x.npy/", "absent/x.npz"])
+@pytest.mark.parametrize("name", ["a.tar", "a", ".", "x.npy/", "absent/x.npz"])
 def test_a_file_that_cannot_be_written_is_refused_before_signing(
     fake: FakeMarket, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "x.npy").mkdir()
     said = [Said(capsys, "run", "job.py", "--cap", "2", "-o", name), Said(capsys, "result", "ffff", "-o", name)]
-    assert [(one.code, one.err.endswith("[output.form]\n")) for one in said] == [(1, True)] * 2
+    rules = ["[output.form]\n", "[job.unknown]\n" if name == "a" else "[output.form]\n"]
+    assert [(one.code, one.err.endswith(rule)) for one, rule in zip(said, rules, strict=True)] == [(1, True)] * 2
     assert (fake.submitted, Said(capsys, "jobs", "--json").json["jobs"]) == ([], [])
 
 
@@ -288,7 +289,7 @@ def test_wrong_usage_exits_2(fake: FakeMarket, capsys: pytest.CaptureFixture[str
 def test_an_interrupted_run_says_that_the_job_goes_on(
     fake: FakeMarket, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def interrupt(*_: Any) -> None:
+    async def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module.AsyncMarket, "result", interrupt)
@@ -346,10 +347,10 @@ def test_a_receipt_is_shown_and_verified_offline(fake: FakeMarket, capsys: pytes
     assert said.code == 0
     assert last(said.out) == "verified"
     assert "cost         1.02 credits, commission 0.02" in said.out
-    assert " 45 ok      settled acceptance: the transaction carries this acceptance" in said.out
+    assert " 45 ok      lease 1, settled acceptance: the transaction carries this acceptance" in said.out
     found = Said(capsys, "receipt", job, "--verify", "--json").json
     assert found["verified"] is True
-    assert len(found["checks"]) == 43
+    assert len(found["checks"]) > 60
     assert Said(capsys, "receipt", job, "--json").json["verified"] is None
 
 
@@ -429,8 +430,11 @@ def test_a_key_with_a_passphrase_opens_by_the_environment(
 
 
 def test_providers(fake: FakeMarket, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Said(capsys, "providers").out.startswith("2 provider(s) at ")
-    assert Said(capsys, "providers", "--json").json["providers"] == 2
+    lines = Said(capsys, "providers").out.splitlines()
+    assert lines[0].startswith("2 provider(s) at ")
+    assert lines[2].split()[:3] == [show_key(PROVIDER.key)[:24], "3.11", "ns+cgroup"]
+    found = Said(capsys, "providers", "--json").json["providers"]
+    assert [(one["key"], one["slots"]) for one in found] == [(PROVIDER.key.hex(), 2), (RIVAL.key.hex(), 2)]
 
 
 def test_every_command_has_help_and_the_command_a_version(capsys: pytest.CaptureFixture[str]) -> None:
