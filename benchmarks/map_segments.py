@@ -109,7 +109,7 @@ async def _buy(market: AsyncMarket, segments: int) -> Round:
 
     own, tree, started = time.process_time(), measure_children(), time.perf_counter()
     result = await market.map(
-        do_nothing, range(segments), parallelism=len(PROVIDERS), cap=100, wall=1, memory="128MiB",
+        do_nothing, range(segments), parallelism=len(PROVIDERS), cap=100, wall=5, memory="128MiB",
         hooks=Hooks(on_news=hear), packages=(),
     )  # fmt: skip
     ended = time.perf_counter()
