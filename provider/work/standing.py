@@ -79,12 +79,15 @@ class Standing:
     @property
     def is_settling(self) -> bool:
         """Whether there is an acceptance on which settling costs nothing (R7): its receipt is final for what is still
-        at stake, or the work was cancelled.
+        at stake, or the work was cancelled and it covers all that is done. On a shorter one a settle would give away
+        what came behind it: who cancels could have accepted the first segment long before.
         """
         if self._accepted is None or self.has_refused(Task.SETTLE):
             return False
         receipt = self._accepted[0].body
-        return is_settled_by(receipt, self.held) or (self.is_cancelling and receipt.count <= self.held)
+        if is_settled_by(receipt, self.held):
+            return True
+        return self.is_cancelling and self._papers.done <= receipt.count <= self.held
 
     def settle(self) -> tuple[Submit, ...]:
         """Row 3, where there is an acceptance for it."""

@@ -402,6 +402,24 @@ def test_a_cancel_behind_the_last_segment_delivers() -> None:
     assert kinds(life.tell(life.stored())) == ["AwaitAcceptance", "submit deliver"]
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["accepted before the cancel", "accepted behind it"])
+def test_a_cancel_does_not_settle_on_the_first_of_many_segments(early: bool) -> None:
+    """A greedy requester takes the outputs of all prefixes, accepts the shortest and cancels: row 3 would pay that."""
+    life = begin_with(1)
+    life.wake(DUE)
+    short = life.accepted()
+    assert life.tell(life.stored(), *([short] if early else []), now=DUE) == []
+    life.tell(batch(1, 3), now=DUE)
+    told = life.tell(moved(LeaseState.CANCELLING, held=5), now=DUE)
+    told += [] if early else life.tell(short, now=DUE)
+    told += life.tell(life.stored(), now=DUE)
+    assert "submit settle" not in kinds(told) and "submit extend" in kinds(told)
+    life.tell(TransactionFinal(Task.EXTEND), now=DUE)
+    assert kinds(life.tell(life.accepted(), now=DUE)) == ["submit settle"], "of all four there is no reason to wait"
+    [submit] = [one for one in life.find(Submit) if isinstance(one.body, Settle)]
+    assert submit.body.receipt.body.count == 4
+
+
 def cut(served: int) -> WorkEvent:
     """Rows 7 and 10: the rest is gone, `served` segments wait for their acceptance."""
     return moved(LeaseState.DELIVERED, served=served, held=served)
