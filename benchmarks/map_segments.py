@@ -146,4 +146,5 @@ async def measure_ray() -> float | None:
     if process.returncode != 0:
         print(f"  Ray failed: {err.decode(errors='replace').strip()[-300:]}", file=sys.stderr)
         return None
-    return statistics.median(json.loads(out.splitlines()[-1]))
+    rates: list[float] = json.loads(out.splitlines()[-1])
+    return statistics.median(rates)

@@ -46,24 +46,26 @@ def main() -> None:
 
 @main.command()
 @click.option("--seed", type=int, default=SEED)
+@click.option("--wall", type=float, default=3, help="Seconds for a segment.")
 @click.option("--within", type=float, default=240, help="Seconds for the job.")
-def search(seed: int, within: float) -> None:
+def search(seed: int, wall: float, within: float) -> None:
     """Search over settings and folds: a `map`."""
-    sys.exit(asyncio.run(_shop(partial(buy_search, seed=seed), within)))
+    sys.exit(asyncio.run(_shop(partial(buy_search, seed=seed), wall, within)))
 
 
 @main.command()
 @click.argument("setting")
 @click.option("--seed", type=int, default=SEED)
+@click.option("--wall", type=float, default=3, help="Seconds for a segment.")
 @click.option("--within", type=float, default=240, help="Seconds for each job.")
-def train(setting: str, seed: int, within: float) -> None:
+def train(setting: str, seed: int, wall: float, within: float) -> None:
     """Train with SETTING (JSON) and judge what came of it: a `train` and a `run`."""
-    sys.exit(asyncio.run(_shop(partial(buy_training, setting=json.loads(setting), seed=seed), within)))
+    sys.exit(asyncio.run(_shop(partial(buy_training, setting=json.loads(setting), seed=seed), wall, within)))
 
 
 @dataclass(frozen=True)
 class Shop:
-    """A market, and for how long each job may take."""
+    """A market, and what all jobs have in common."""
 
     market: AsyncMarket
     wishes: Wishes
@@ -79,11 +81,12 @@ class Shop:
         return result
 
 
-async def _shop(work: Callable[[Shop], Awaitable[dict[str, Any]]], within: float) -> int:
+async def _shop(work: Callable[[Shop], Awaitable[dict[str, Any]]], wall: float, within: float) -> int:
     """Do `work` on the market of the settings; the last line is its result, or why there is none."""
     try:
         async with AsyncMarket.connect() as market:
-            say("result", **await work(Shop(market, Wishes(cap=20, memory="512MiB", wall=3, within=within))))
+            wishes = Wishes(cap=20, memory="512MiB", wall=wall, within=within)
+            say("result", **await work(Shop(market, wishes)))
     except TallyError as error:
         say("failed", text=str(error), rule=error.rule)
         return 1

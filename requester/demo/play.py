@@ -37,10 +37,11 @@ LINE_BYTES = 4 << 20
 
 @dataclass
 class Stage:
-    """What a play needs: the market, where it is shown, and how many seconds each job may take."""
+    """What a play needs: the market, where it is shown, and how many seconds a segment and a job may take."""
 
     world: World
     screen: Screen
+    wall: float = 3
     within: float = 240
 
     def __post_init__(self) -> None:
@@ -79,13 +80,13 @@ async def play(stage: Stage) -> Ending:
 
 async def _buy_all(stage: Stage, homes: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what the first chose, what the second's network is worth); empty where it was not bought."""
-    within = ("--within", str(stage.within))
+    limits = ("--wall", str(stage.wall), "--within", str(stage.within))
     choice: dict[str, Any] = {}
     judged: dict[str, Any] = {}
     try:
-        choice = await _run_buyer(stage, SEARCHER, homes[SEARCHER], ("search", *within))
+        choice = await _run_buyer(stage, SEARCHER, homes[SEARCHER], ("search", *limits))
         setting = json.dumps(choice["setting"])
-        judged = await _run_buyer(stage, TRAINER, homes[TRAINER], ("train", *within, "--", setting))
+        judged = await _run_buyer(stage, TRAINER, homes[TRAINER], ("train", *limits, "--", setting))
     except Unavailable as error:
         stage.faults.append(error.message)
     return choice, judged

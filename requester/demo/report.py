@@ -141,8 +141,18 @@ class Ending:
             (self.supply_after.locked == 0, f"{format_credits(self.supply_after.locked)} credits are still locked"),
             (self.is_conserved, "credits were not conserved"),
         ]
-        found = [*self.faults, *(text for job in self.jobs for text in job.problems)]
+        found = [*self.faults, *(text for job in self.jobs for text in (*job.problems, *self._blame(job)))]
         return [*found, *(text for holds, text in rows if not holds)]
+
+    def _blame(self, job: JobEnding) -> list[str]:
+        """Whose leases left segments of a job without a result that was paid for."""
+        paid = {index for lease in job.leases for index in list_paid(lease)}
+        rows = [(lease, sorted(set(range(lease.first, lease.first + lease.count)) - paid)) for lease in job.leases]
+        return [
+            f"{job.name}: {self._name(lease.provider)}'s lease of segments {missing[0]}..{missing[-1]} is {lease.state}"
+            for lease, missing in rows
+            if missing
+        ]
 
     def list_payments(self) -> list[dict[str, Any]]:
         """Who paid whom, a row for each lease; amounts are micro-credits."""

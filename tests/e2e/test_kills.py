@@ -51,7 +51,8 @@ async def follow(street: Street, moment: Moment, pause: float = 0.2) -> JobResul
     hooks = Hooks(on_news=moment)
     with contextlib.suppress(Unavailable):
         return await street.market.run(count_slowly, STEPS, pause, cap=1, wall=60, hooks=hooks)
-    return await street.market.result(moment.job, hooks)
+    result: JobResult = await street.market.result(moment.job, hooks)
+    return result
 
 
 KILLS = [

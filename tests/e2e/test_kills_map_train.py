@@ -50,7 +50,7 @@ def told(count: int) -> Holds:
     """Providers say that so many segments are done."""
 
     def holds(lines: list[Said]) -> bool:
-        done = {line["lease"]: line["done"] for line in lines if line["kind"] == "progress"}
+        done: dict[str, int] = {line["lease"]: line["done"] for line in lines if line["kind"] == "progress"}
         return sum(done.values()) >= count
 
     return holds
@@ -165,6 +165,7 @@ async def test_another_provider_takes_over_from_one_that_is_gone_for_good(
         finally:
             await shopper.close()
         await check_paid(street, shopper.job)
+        await street.world.start_provider(TWO[0])  # years later it is back, and puts its things in order
         leases = await street.world.chain.leases(order=shopper.job)
         bell = street.world.accounts["bell"].hex()
         later = [one for one in leases if one.provider == bell and one.state == "settled"]

@@ -76,6 +76,8 @@ BROKEN = [
         change_lease(state="expired", served=0),
         "search: segments [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,",
     ),
+    (change_lease(state="expired", served=0), "search: ada's lease of segments 0..17 is expired"),
+    (change_lease(served=17), "search: ada's lease of segments 17..17 is settled"),
     (change_lease(served=17), "search: segments [17] were not paid for"),
     (change_lease(first=1), "segments [18] were paid for twice"),
     (change_lease(state="open", locked=5), "search: a lease is still open"),
@@ -106,6 +108,8 @@ def test_a_lease_that_another_provider_took_over_from_is_no_problem() -> None:
     rest = msgspec.structs.replace(TRAIN, id="ae", provider="q", first=12, count=18, served=18, paid=1800)
     gone = msgspec.structs.replace(TRAIN, id="af", state="expired", served=0, paid=0)
     assert make_job("train", "train", 30, left, rest, gone).problems == []
+    taken_over = replace(GOOD, jobs=(SEARCH, make_job("train", "train", 30, left, rest, gone), JOBS[2]))
+    assert taken_over.problems == []
     assert describe_segments([0, 0, 2], 4) == "segments [1, 3] were not paid for; segments [0] were paid for twice"
 
 
