@@ -72,8 +72,9 @@ class AsyncMarket(Following):
 
         Names of `Wishes` among the keyword arguments are wishes: cap, memory, wall, acceptance, within, auction, cores,
         output, packages, level, seed, title, python, parallelism, tolerance; `Market.run` says what each is. All others
-        go to the function; one that needs such a name gets it by `functools.partial`. Raises `NoBid`, `JobFailed`, `CheckFailed`,
-        `JobEnded`, `Refused`, `Unavailable`.
+        go to the function; one that needs such a name gets it by `functools.partial`.
+
+        Raises `NoBid`, `JobFailed`, `CheckFailed`, `JobEnded`, `Refused`, `Unavailable`.
         """
         wanted, kwargs = split_wishes(wishes, {"cap": cap, **rest})
         found: JobResult = await self.buy(make_run(pack_function(function), args, kwargs), wanted, hooks)

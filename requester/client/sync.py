@@ -44,8 +44,10 @@ class Market:
     def connect(cls, *, passphrase: str | None = None, **settings: str | None) -> Self:
         """A market that answers; see `AsyncMarket.connect`.
 
-        with Market.connect() as market:
-            print(market.account().balance)
+            with Market.connect() as market:
+                print(market.account().balance)
+
+        Settings and errors are the same.
         """
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="tally-market", daemon=True)
@@ -132,8 +134,10 @@ class Market:
     ) -> MapResult:
         """Call `function(item)` for each item; see `AsyncMarket.map`.
 
-        done = market.map(len, ["one", "three"], cap=1, wall=10)
-        print(done.values)
+            done = market.map(len, ["one", "three"], cap=1, wall=10)
+            print(done.values)
+
+        The default of `parallelism` is 4.
         """
         call = self._market.map(function, items, partial=partial, copy=copy, wishes=wishes, hooks=hooks, **rest)
         return self._do(call)
@@ -152,15 +156,17 @@ class Market:
     ) -> TrainResult:
         """Call `state = step(state, index)` so many times; see `AsyncMarket.train`.
 
-        from requester import report
+            from requester import report
 
-        def descend(x, index):
-            x = x - 0.1 * 2 * x
-            report(loss=x * x)
-            return x
+            def descend(x, index):
+                x = x - 0.1 * 2 * x
+                report(loss=x * x)
+                return x
 
-        done = market.train(descend, 3.0, 4, cap=1, wall=10)
-        print(done.state, done.metrics[-1]["loss"])
+            done = market.train(descend, 3.0, 4, cap=1, wall=10)
+            print(done.state, done.metrics[-1]["loss"])
+
+        `report` sends metrics while the job runs.
         """
         call = self._market.train(step, state, steps, partial=partial, copy=copy, wishes=wishes, hooks=hooks, **rest)
         return self._do(call)
@@ -176,8 +182,10 @@ class Market:
     ) -> JobHandle[JobResult]:
         """As `run`, but returns at once.
 
-        handle = market.submit(sum, [1, 2, 3], cap=1)
-        print(handle.id[:16], handle.result().value)
+            handle = market.submit(sum, [1, 2, 3], cap=1)
+            print(handle.id[:16], handle.result().value)
+
+        The job goes on whether or not anybody asks for its result.
         """
         return self._hand(self._market.submit(function, *args, wishes=wishes, hooks=hooks, cap=cap, **rest))
 
@@ -198,9 +206,11 @@ class Market:
     ) -> JobHandle[MapResult]:
         """As `map`, but returns at once.
 
-        handle = market.submit_map(abs, [-1, 2, -3], cap=1, wall=10)
-        for index, value in handle.results():
-            print(index, value)
+            handle = market.submit_map(abs, [-1, 2, -3], cap=1, wall=10)
+            for index, value in handle.results():
+                print(index, value)
+
+        Values come in the order in which they are done.
         """
         return self._hand(self._market.submit_map(function, items, wishes=wishes, hooks=hooks, **rest))
 
@@ -229,8 +239,10 @@ class Market:
     ) -> Estimated:
         """What a job would meet on the market just now; see `AsyncMarket.estimate`.
 
-        found = market.estimate(abs, items=[-1, 2, -3], wall=10)
-        print(found.matching, found.providers)
+            found = market.estimate(abs, items=[-1, 2, -3], wall=10)
+            print(found.matching, found.providers)
+
+        Nothing is signed, and no cap is needed.
         """
         call = self._market.estimate(function, *args, items=items, state=state, steps=steps, wishes=wishes, **rest)
         return self._do(call)
@@ -256,8 +268,10 @@ class Market:
     def providers(self) -> list[ProviderView]:
         """The providers that offer themselves just now.
 
-        for provider in market.providers():
-            print(provider.key[:16], provider.pythons, provider.slots)
+            for provider in market.providers():
+                print(provider.key[:16], provider.pythons, provider.slots)
+
+        Their bids may differ from their list prices.
         """
         return self._do(self._market.providers())
 

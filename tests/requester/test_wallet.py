@@ -1,0 +1,121 @@
+"""`tally wallet backup`, `restore`, `passphrase`: no key is ever lost, overwritten, or left in the open."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from chain.base.errors import Refused, Unavailable
+from chain.base.keys import show_key
+from chain.runtime import keystore
+from requester.client import settings
+from requester.client.settings import change_passphrase, is_encrypted, read_seed
+from tests.requester.fakes import FakeMarket, install
+from tests.requester.said import Said
+from tests.requester.world import REQUESTER
+
+ADDRESS = show_key(REQUESTER.key)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    install(FakeMarket(), tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    for name in ("TALLY_BACKUP_PASSPHRASE", "TALLY_NEW_PASSPHRASE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_a_key_is_backed_up_and_restored(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALLY_BACKUP_PASSPHRASE", "correct horse")
+    said = Said(capsys, "wallet", "backup", "key.backup", "--json")
+    assert said.fits("key")["key"] == ADDRESS
+    data = (home / "key.backup").read_bytes()
+    assert data.startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    assert (home / "key.backup").stat().st_mode & 0o777 == 0o600
+    serialization.load_pem_private_key(data, b"correct horse")
+    assert Said(capsys, "wallet", "restore", "key.backup").err.endswith("[key.exists]\n")
+    assert Said(capsys, "wallet", "backup", "key.backup").err.endswith("[key.exists]\n")
+    key = home / "requester" / "key.pem"
+    key.rename(home / "old.pem")
+    restored = Said(capsys, "wallet", "restore", "key.backup")
+    assert (restored.code, restored.out) == (0, f"key file  {key}\naddress   {ADDRESS}\n")
+    assert keystore.load_key(key).key == REQUESTER.key
+    monkeypatch.setenv("TALLY_BACKUP_PASSPHRASE", "wrong")
+    key.unlink()
+    assert Said(capsys, "wallet", "restore", "key.backup").err.endswith("[key.passphrase]\n")
+    assert not key.exists()
+
+
+def test_a_passphrase_is_changed_and_removed(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = home / "requester" / "key.pem"
+    monkeypatch.setenv("TALLY_NEW_PASSPHRASE", "first")
+    assert Said(capsys, "wallet", "passphrase", "--json").fits("key")["key"] == ADDRESS
+    assert is_encrypted(key)
+    monkeypatch.setenv("TALLY_PASSPHRASE", "first")
+    monkeypatch.setenv("TALLY_NEW_PASSPHRASE", "second")
+    assert Said(capsys, "wallet", "passphrase").code == 0
+    assert keystore.load_key(key, "second").key == REQUESTER.key
+    assert Said(capsys, "wallet", "passphrase").err.endswith("[key.passphrase]\n")
+    monkeypatch.setenv("TALLY_PASSPHRASE", "second")
+    assert Said(capsys, "wallet", "passphrase", "--remove").code == 0
+    assert keystore.load_key(key).key == REQUESTER.key
+    assert [one.name for one in key.parent.iterdir() if one.name.startswith(".")] == []
+
+
+def test_a_change_that_breaks_off_leaves_the_old_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = home / "requester" / "key.pem"
+    before = key.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(Unavailable):
+        change_passphrase(key, None, "new")
+    monkeypatch.undo()
+    assert key.read_bytes() == before
+    assert [one.name for one in key.parent.iterdir() if one.name.startswith(".")] == []
+
+
+def test_passphrases_are_asked_for_where_no_variable_answers(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def prompt(text: str, *, hide_input: bool, confirmation_prompt: bool = False, err: bool) -> str:
+        assert hide_input and err
+        asked.append((text, confirmation_prompt))
+        return "typed"
+
+    monkeypatch.setattr("click.prompt", prompt)
+    assert Said(capsys, "wallet", "backup", "b.pem").code == 0
+    (home / "requester" / "key.pem").unlink()
+    assert Said(capsys, "wallet", "restore", "b.pem", "--passphrase").code == 0
+    assert Said(capsys, "wallet", "passphrase", "--remove").code == 0
+    assert asked == [
+        ("passphrase of the backup", True),
+        ("passphrase of the backup", False),
+        ("passphrase of the key", True),
+        ("present passphrase", False),
+    ]
+
+
+def test_what_is_no_key_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Unavailable):
+        is_encrypted(home / "absent.pem")
+    with pytest.raises(Unavailable):
+        read_seed(home / "absent.pem", None)
+    (home / "text.pem").write_text("no key")
+    (home / "text.pem").chmod(0o600)
+    with pytest.raises(Refused):
+        settings.read_seed(home / "text.pem", None)
+    assert Said(capsys, "--key", "absent.pem", "wallet", "passphrase", "--remove").err.endswith("[key.file]\n")
