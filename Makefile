@@ -12,7 +12,7 @@ setup: ## virtual environment, dependencies, sandbox binary, bus server
 ready:
 	@setup/setup.sh -q
 
-demo: ready ## one chain node, one broker, three providers, one requester; ARGS="--json" or "--keep"
+demo: ready ## one chain node, one broker, three providers, two requesters; ARGS="--json" or "--keep"
 	@.venv/bin/tally demo $(ARGS)
 
 test: ready ## static checks, then every test but the long ones
@@ -21,12 +21,13 @@ test: ready ## static checks, then every test but the long ones
 check: ready ## the long tests
 	@$(PY) -m pytest -q -m check
 
-bench: ready ## figures; ONLY=name for one, JSON=1 for one JSON object
+bench: ready ## figures; ONLY=name for one, JSON=1 for one JSON object, RAY=1 to time Ray beside (installed apart)
+	@$(if $(RAY),setup/ray.sh)
 	@$(PY) -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json)
 
 lock: ready ## renew the hashed lock in requirements/
 	@$(PY) setup/lock.py
 
 clean: ## remove everything that set-up, tests and builds have made
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find chain broker provider requester tests setup -name __pycache__ -type d -prune -exec rm -rf {} +
