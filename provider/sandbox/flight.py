@@ -225,7 +225,9 @@ class Flight:
         self._loop.remove_reader(launched.pidfd)
         if self._init >= 0:
             deadline = self._loop.time() + _GONE_S
-            while not select.select([self._init], [], [], 0)[0] and self._loop.time() < deadline:
+            left = select.poll()  # select.select can't tell of descriptors from 1,024 on
+            left.register(self._init, select.POLLIN)
+            while not left.poll(0) and self._loop.time() < deadline:
                 self._kill()
                 await asyncio.sleep(_PAUSE_S)
             os.close(self._init)

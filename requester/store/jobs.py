@@ -85,8 +85,9 @@ class JobStore:
         self.blobs = BlobFolder(folder / "blobs")
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the databases."""
         self._connection.close()
+        self.blobs.close()
 
     def add(
         self,
