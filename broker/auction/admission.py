@@ -96,6 +96,9 @@ def check_submission(house: House, submission: Submission, means: Means, now: in
         raise Refused("closes, deadline and expiry have to follow one another", rule="order.deadline")
     if order.deadline > now + MAX_DEADLINE:
         raise Refused(f"the deadline has to be within {MAX_DEADLINE} ms from now", rule="order.deadline")
+    if order.windows.acceptance + order.windows.grace > house.retention:
+        text = f"outputs are kept {house.retention} ms behind the deadline here; grace and acceptance window are longer"
+        raise Refused(text, rule="order.acceptance")
     # 4. Money: our commission is allowed, and the cap is there to be locked.
     if house.commission > order.commission:
         raise Refused(

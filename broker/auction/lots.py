@@ -210,8 +210,8 @@ class Lot:
     # Work
 
     def take_delivery(self, event: DeliveryArrived, now: int) -> list[AuctionEffect]:
-        """A receipt, checked and trimmed to what is new. Its blobs are kept as long as any later receipt promises,
-        which covers them too; so a receipt never promises more than that.
+        """A receipt, checked and trimmed to what is new. All of a lease are promised the same end: a prefix may wait
+        for its acceptance window until the deadline (R8), and a later receipt covers its blobs too.
         """
         posted, delivery = self._posted, event.delivery
         receipt = compute_delivery_id(posted.house.chain, delivery)
@@ -221,18 +221,18 @@ class Lot:
         self.handed.add(delivery, self.part.count)
         self.failed = self.failed or delivery.receipt.body.cause in FINAL_FAILURES
         self._size += event.size
-        last = max(posted.order.deadline, self.round.closes)
+        kept_until = max(posted.order.deadline, self.round.closes) + posted.house.retention
         body = StorageReceipt(
             holder=posted.house.broker,
             lease=self.lease,
             receipt=receipt,
             size=self._size,
-            kept_until=min(now, last) + posted.house.retention,
+            kept_until=kept_until,
         )
         storage = posted.signer.sign(Tag.STORAGE, posted.house.chain, body)
         self.receipts[receipt] = storage
         self._newest = Newest(delivery.receipt, storage)
-        kept = StoreStorageReceipt(self.lease, list_delivered_blobs(delivery), last + posted.house.retention)
+        kept = StoreStorageReceipt(self.lease, list_delivered_blobs(delivery), kept_until)
         self._kept.append(kept)
         return [kept, posted.tell(Delivered(now, delivery, storage))]
 

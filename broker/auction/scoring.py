@@ -82,8 +82,11 @@ def find_fault(
     be awarded, by default its own; `part` the range, by default all; `closed` when its round closed, by default now or
     the order's close, whichever is later.
 
-    Names: `R3.party`, `R8.holder` (who holds its own outputs could be paid by silence for nothing), `R3.limit`,
-    `R2.cap`, `R3.validity`, `R3.time`, `R3.bond`.
+    Names: `R3.party`, `R8.holder`, `R3.limit`, `R2.cap`, `R3.validity`, `R3.time`, `R3.bond`.
+
+    `R8.holder`: who holds its own outputs could be paid by silence for nothing, and a holder that the requester did not
+    choose may be the provider under another key. So a bid adds nobody but the auctioneer as long as there are no
+    disputes about what is withheld (R10).
     """
     price = bid.price if price is None else price
     closed = max(now, order.closes) if closed is None else closed
@@ -96,7 +99,7 @@ def _find_standing_fault(order: Order, bid: Bid, commission: int, price: int, ti
     now, closed = times
     if bid.provider in (order.requester, order.auctioneer):
         return "R3.party"
-    if bid.provider in (*bid.holders, *order.holders):
+    if bid.provider in order.holders or not set(bid.holders) <= {*order.holders, order.auctioneer}:
         return "R8.holder"
     if price > order.limit:
         return "R3.limit"

@@ -114,6 +114,8 @@ class HandOver:
             raise Fault("the storage receipt is by another holder or for another lease", rule="R8.holder")
         if body.receipt != compute_receipt_id(self._gear.chain_id, effect.receipt.body):
             raise Fault("the storage receipt is for another receipt", rule="R8.receipt")
+        if body.kept_until < order.deadline + order.windows.acceptance:
+            raise Fault("the holder keeps the outputs too short for the chain to take its receipt", rule="R8.kept")
         try:
             verify(storage, Tag.STORAGE, self._gear.chain_id, body.holder)
         except BadSignature as error:

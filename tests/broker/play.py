@@ -228,8 +228,8 @@ def start_map(segments: int = 10, tolerance: int = 0, **order: Any) -> Play:
     return play
 
 
-def start_train(segments: int = 20) -> Play:
-    play = make_train(segments)
+def start_train(segments: int = 20, **order: Any) -> Play:
+    play = make_train(segments, **order)
     play.bid(0)
     play.bid(1, 1_500_000)
     play.open()

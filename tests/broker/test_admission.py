@@ -22,7 +22,7 @@ from broker.protocol.messages import MAX_MESSAGE_BYTES, Announcement, sign_messa
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import Signed
-from chain.ledger.terms.agreement import Award, Kind, compute_bid_id, compute_lease_id, compute_order_id
+from chain.ledger.terms.agreement import Award, Kind, Windows, compute_bid_id, compute_lease_id, compute_order_id
 from chain.ledger.terms.work import Span, compute_receipt_id
 from tests.broker.world import (
     BROKER,
@@ -33,6 +33,7 @@ from tests.broker.world import (
     REQUESTER,
     RICH,
     STRANGER,
+    WINDOWS,
     make_acceptance,
     make_bid,
     make_delivery,
@@ -70,6 +71,11 @@ def refuse(rule: str, call: Any, *arguments: Any) -> None:
     assert refused.value.rule == rule
 
 
+def make_windows(keep: int) -> Windows:
+    """Grace and acceptance take `keep` milliseconds behind the deadline at most."""
+    return replace(WINDOWS, grace=20_000, acceptance=keep - 20_000)
+
+
 LATE = NOW + 10**6
 FAR = NOW + MAX_DEADLINE + 1
 ORDERS: list[tuple[str, dict[str, Any], Means, str]] = [
@@ -89,6 +95,13 @@ ORDERS: list[tuple[str, dict[str, Any], Means, str]] = [
         {"deadline": NOW + MAX_DEADLINE + 1, "expiry": NOW + MAX_DEADLINE + 1},
         RICH,
         "order.deadline",
+    ),
+    ("acceptance as long as outputs are kept", {"windows": make_windows(HOUSE.retention)}, RICH, ""),
+    (
+        "nobody keeps the outputs until acceptance is over",
+        {"windows": make_windows(HOUSE.retention + 1)},
+        RICH,
+        "order.acceptance",
     ),
     ("expires before the deadline", {"expiry": NOW + 199_999}, RICH, "order.deadline"),
     ("requester is no key", {"requester": bytes(32)}, RICH, "R18.key"),

@@ -353,7 +353,7 @@ def test_storage_receipts_name_size_and_time() -> None:
     (storage,) = play.lot().receipts.values()
     body = verify(storage, Tag.STORAGE, CHAIN, BROKER.key)
     assert (body.lease, body.receipt) == (play.lease(), compute_delivery_id(CHAIN, play.delivery()))
-    assert (body.size, body.kept_until) == (100, NOW + HOUSE.retention)
+    assert (body.size, body.kept_until) == (100, play.order.deadline + HOUSE.retention)
 
 
 def test_a_receipt_may_overtake_the_news_that_the_lease_is_open() -> None:

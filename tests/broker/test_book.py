@@ -187,11 +187,23 @@ def test_no_party_serves_its_own_order(signer: Signer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bid", "order"), [({"holders": (PROVIDERS[0].key,)}, {}), ({}, {"holders": (PROVIDERS[0].key,)})]
+    ("bid", "order"),
+    [
+        ({"holders": (PROVIDERS[0].key,)}, {}),
+        ({}, {"holders": (PROVIDERS[0].key,)}),
+        ({"holders": (PROVIDERS[1].key,)}, {}),  # a second key of the same owner, for all that anybody knows
+        ({"holders": (BROKER.key, REQUESTER.key)}, {}),
+    ],
 )
 def test_nobody_holds_its_own_outputs(bid: dict[str, Any], order: dict[str, Any]) -> None:
     wanted = make_order(**order)
     assert find_fault(wanted, make_bid(wanted, **bid).body, 100, NOW) == "R8.holder"
+
+
+@pytest.mark.parametrize("holders", [(BROKER.key,), (PROVIDERS[2].key,), (BROKER.key, PROVIDERS[2].key)])
+def test_a_bid_may_add_the_auctioneer_and_whom_the_order_names(holders: tuple[bytes, ...]) -> None:
+    wanted = make_order(holders=(PROVIDERS[2].key,))
+    assert find_fault(wanted, make_bid(wanted, holders=holders).body, 100, NOW) == ""
 
 
 def pick(order: Order, *prices: int) -> tuple[int, int, int | None] | None:

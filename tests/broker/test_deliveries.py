@@ -33,6 +33,7 @@ from tests.broker.world import (
     PROVENANCE,
     PROVIDERS,
     STRANGER,
+    WINDOWS,
     make_bid,
     make_delivery,
     make_order,
@@ -231,7 +232,7 @@ def test_each_prefix_gets_a_storage_receipt_over_all_so_far() -> None:
         play.hand_in(count)
     bodies = [verify(one, Tag.STORAGE, CHAIN, BROKER.key) for one in list_storage(play)]
     assert [body.size for body in bodies] == [100, 200, 300]
-    assert {body.kept_until for body in bodies} == {NOW + HOUSE.retention}
+    assert {body.kept_until for body in bodies} == {play.order.deadline + HOUSE.retention}
     assert len({body.receipt for body in bodies}) == 3
     assert play.lot().handed.final is not None
 
@@ -244,7 +245,18 @@ def test_what_an_early_prefix_named_is_kept_as_long_as_the_last_receipt_promises
     play.now = play.order.deadline + 500
     play.hand_in(20)
     promises = [one.body.kept_until for one in list_storage(play)]
-    assert promises[0] < promises[1] == promises[2] == kept.until
+    assert promises[0] == promises[1] == promises[2] == kept.until
+
+
+@pytest.mark.parametrize("days", [1, 80])
+def test_every_receipt_of_a_prefix_is_one_that_the_chain_takes_however_far_the_deadline(days: int) -> None:
+    """R8: a prefix on the chain may be cut as late as the deadline; its acceptance window begins only then."""
+    deadline = NOW + days * 24 * 3_600_000
+    windows = replace(WINDOWS, acceptance=HOUSE.retention)
+    play = start_train(20, deadline=deadline, expiry=deadline + HOUSE.retention, windows=windows)
+    play.hand_in(3)
+    [storage] = list_storage(play)
+    assert storage.body.kept_until >= deadline + windows.acceptance
 
 
 def test_one_that_was_overtaken_changes_nothing() -> None:

@@ -135,14 +135,15 @@ def forge(storage: Signed[StorageReceipt], **changes: Any) -> Signed[StorageRece
 STRANGER = scene.make_signer("stranger")
 
 
-@pytest.mark.parametrize("name", ["another holder", "another lease", "another receipt", "no signature"])
+@pytest.mark.parametrize("name", ["another holder", "another lease", "another receipt", "no signature", "too short"])
 async def test_a_storage_receipt_that_the_chain_would_not_take_is_none(tmp_path: Path, name: str) -> None:
     made = Scene(tmp_path, [3])
-    good = scene.store(made.prefix().receipt)
+    good, order = scene.store(made.prefix().receipt), made.opened.announcement.order.body
     forged = {
         "another holder": forge(good, holder=STRANGER.key),
         "another lease": forge(good, lease=bytes(32)),
         "another receipt": forge(good, receipt=bytes(32)),
+        "too short": forge(good, kept_until=order.deadline + order.windows.acceptance - 1),
         "no signature": msgspec.structs.replace(good, signature=bytes(64)),
     }[name]
 
