@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 
-from benchmarks import blob_transfer, map_segments, noop_run, segments
+from benchmarks import blob_transfer, import_time, map_segments, noop_run, segments
 from benchmarks.figures import Figure
 
 BENCHMARKS = {
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "map_segments": map_segments.measure,
     "segments": segments.measure,
     "blob_transfer": blob_transfer.measure,
+    "import": import_time.measure,
 }
 """Each measures some figures; their names begin with the benchmark's."""
 

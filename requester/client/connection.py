@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from broker.protocol.api import Info, ProviderView
 from broker.rpc.client import BrokerClient
 from chain.base.errors import Refused
 from chain.base.keys import Signer, show_key
 from chain.ledger.genesis import compute_chain_id
-from chain.rpc.client import ChainClient
 from chain.rpc.schema import AccountView, ChainInfo
 from chain.runtime.clock import SystemClock
 from requester.client.runner import Means
 from requester.client.settings import RequesterSettings, get_folder, load_genesis
 from requester.store.jobs import JobRow, JobStore
+
+if TYPE_CHECKING:
+    from chain.rpc.client import ChainClient
 
 
 class Connection:
@@ -117,8 +118,13 @@ class Connection:
         return Means(self.store, broker, chain, self.signer, self.clock)
 
 
-make_broker_client: Callable[[str, Signer], BrokerClient] = BrokerClient
-"""How a client of a broker is made; tests put their own here."""
+def make_broker_client(url: str, signer: Signer) -> BrokerClient:
+    """How a client of a broker is made; tests put their own here."""
+    return BrokerClient(url, signer)
 
-make_chain_client: Callable[[str], ChainClient] = ChainClient
-"""The same for a node."""
+
+def make_chain_client(url: str) -> ChainClient:
+    """The same for a node. Its module is loaded only now: aiohttp is a third of what importing a market takes."""
+    from chain.rpc.client import ChainClient
+
+    return ChainClient(url)

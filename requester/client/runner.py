@@ -10,14 +10,13 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from broker.protocol.api import Advanced, Events
 from broker.rpc.client import BrokerClient
 from chain.base.errors import Fault, TallyError, Unavailable
 from chain.base.keys import Signer
 from chain.ledger.transactions import Settle, sign_transaction
-from chain.rpc.client import ChainClient
 from chain.rpc.schema import LeaseView, LedgerEvent
 from chain.runtime.clock import Clock
 from chain.runtime.driver import Driver
@@ -29,6 +28,9 @@ from requester.purchase.documents import RecordChunk
 from requester.purchase.machine import Purchase
 from requester.purchase.phases import Phase
 from requester.store.jobs import JobStore
+
+if TYPE_CHECKING:
+    from chain.rpc.client import ChainClient
 
 POLL_MS = 25_000
 """How long one long poll waits for news."""
