@@ -28,6 +28,36 @@ CREATE TABLE IF NOT EXISTS custody (
 CREATE INDEX IF NOT EXISTS custody_account ON custody (account, held);
 """
 
+TOTALS = """
+CREATE TEMP TABLE account_totals (
+    account BLOB PRIMARY KEY, bytes INTEGER NOT NULL, number INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO account_totals
+    SELECT account, sum(size), count(*) FROM custody JOIN blobs USING (digest) WHERE held = 1 GROUP BY account;
+CREATE TEMP TRIGGER hold_new AFTER INSERT ON custody WHEN new.held = 1 BEGIN
+    INSERT INTO account_totals
+        VALUES (new.account, coalesce((SELECT size FROM blobs WHERE digest = new.digest), 0), 1)
+        ON CONFLICT (account) DO UPDATE SET bytes = bytes + excluded.bytes, number = number + 1;
+END;
+CREATE TEMP TRIGGER hold_known AFTER UPDATE OF held ON custody WHEN new.held = 1 AND old.held = 0 BEGIN
+    INSERT INTO account_totals
+        VALUES (new.account, coalesce((SELECT size FROM blobs WHERE digest = new.digest), 0), 1)
+        ON CONFLICT (account) DO UPDATE SET bytes = bytes + excluded.bytes, number = number + 1;
+END;
+CREATE TEMP TRIGGER hold_ended AFTER DELETE ON custody WHEN old.held = 1 BEGIN
+    UPDATE account_totals
+        SET bytes = bytes - coalesce((SELECT size FROM blobs WHERE digest = old.digest), 0), number = number - 1
+        WHERE account = old.account;
+    DELETE FROM account_totals WHERE account = old.account AND number = 0;
+END;
+"""
+"""What each account holds, kept up by triggers: it is asked for with every upload, and millions of blobs may be one
+account's. Made anew with each start.
+"""
+
+MAX_BLOBS = 1 << 22
+"""Blobs that one account holds at most: each is rows of some 200 bytes, however few bytes of its own it has."""
+
 
 class Custody:
     """Holds and rights. `quota` bounds what one account holds, `capacity` what all hold together, in bytes."""
@@ -39,6 +69,7 @@ class Custody:
         self._coming: Counter[bytes] = Counter()
         self._filling = 0
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.executescript(TOTALS)
         self._total = int(connection.execute("SELECT coalesce(sum(size), 0) FROM blobs").fetchone()[0])
 
     @contextmanager
@@ -58,7 +89,10 @@ class Custody:
 
     def reserve(self, account: bytes, size: int) -> None:
         """Count bytes that an account means to send against its quota; raises `Refused` (`blob.quota`)."""
-        if self.compute_held(account) + self._coming[account] + size > self._quota:
+        held, number = self._get_totals(account)
+        if number >= MAX_BLOBS:
+            raise Refused(f"the account may hold {MAX_BLOBS} blobs at this broker", rule="blob.quota")
+        if held + self._coming.get(account, 0) + size > self._quota:
             raise Refused(f"the account may hold {self._quota} bytes at this broker", rule="blob.quota")
         self._coming[account] += size
 
@@ -87,8 +121,13 @@ class Custody:
 
     def compute_held(self, account: bytes) -> int:
         """Bytes that an account holds."""
-        query = "SELECT coalesce(sum(size), 0) FROM custody JOIN blobs USING (digest) WHERE account = ? AND held = 1"
-        return int(self._connection.execute(query, (account,)).fetchone()[0])
+        return self._get_totals(account)[0]
+
+    def _get_totals(self, account: bytes) -> tuple[int, int]:
+        """Bytes and number of the blobs that an account holds."""
+        query = "SELECT bytes, number FROM account_totals WHERE account = ?"
+        row = self._connection.execute(query, (account,)).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
 
     def hold(self, sizes: Mapping[bytes, int], account: bytes, until: int) -> None:
         """Blobs (with their sizes) whose bytes are safely stored: `account` holds them at least until an Instant."""

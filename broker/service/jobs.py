@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -194,6 +195,29 @@ def page(documents: Sequence[JobEvent], progress: Sequence[tuple[int, Advanced]]
     return Events(at << _PROGRESS_BITS | seen, tuple(items))
 
 
+class OldJob(Job):
+    """A job that is over. Its documents are read once they are asked for: who may not have them costs nothing, though
+    ids of orders and leases stand on the chain for everybody.
+    """
+
+    def __init__(self, order_id: bytes, load: Callable[[], Sequence[JobEvent]]) -> None:
+        self._load = load
+        self._loaded: Sequence[JobEvent] | None = None
+        super().__init__(order_id)
+
+    @property
+    def documents(self) -> Sequence[JobEvent]:
+        """What happened."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    @documents.setter
+    def documents(self, _: Sequence[JobEvent]) -> None:
+        """They are the archive's."""
+        self._loaded = None
+
+
 class Archive:
     """Documents of jobs that are over."""
 
@@ -213,16 +237,19 @@ class Archive:
 
     def find(self, order_id: bytes) -> Job | None:
         """A job by its order."""
-        names = "requester, watcher, title, posted, documents"
+        names = "requester, watcher, title, posted"
         row = self._connection.execute(f"SELECT {names} FROM archive WHERE job = ?", (order_id,)).fetchone()
         if row is None:
             return None
-        job = Job(order_id)
-        job.requester, job.watcher, job.title, job.posted = row[:4]
-        job.documents = self._decoder.decode(row[4])
+        job = OldJob(order_id, partial(self._load, order_id))
+        job.requester, job.watcher, job.title, job.posted = row
         query = "SELECT lease, provider FROM leases WHERE job = ?"
         job.leases = dict(self._connection.execute(query, (order_id,)).fetchall())
         return job
+
+    def _load(self, order_id: bytes) -> tuple[JobEvent, ...]:
+        row = self._connection.execute("SELECT documents FROM archive WHERE job = ?", (order_id,)).fetchone()
+        return self._decoder.decode(row[0]) if row else ()
 
     def find_lease(self, lease: bytes) -> Job | None:
         """A job by one of its leases."""

@@ -113,7 +113,9 @@ def test_the_archive_gives_back_what_it_was_given() -> None:
     archive.add(make_job(1, NOW + 1), NOW + 5)
     found = archive.find(bytes([1]) * 32)
     assert found is not None
-    assert vars(found) == vars(make_job(1, NOW + 1))
+    for name, value in vars(make_job(1, NOW + 1)).items():
+        assert getattr(found, name) == value, name
+    assert found.state == "settled"
     for lease in (101, 111):
         by_lease = archive.find_lease(bytes([lease]) * 32)
         assert by_lease is not None
@@ -124,6 +126,21 @@ def test_the_archive_gives_back_what_it_was_given() -> None:
     assert [archive.find(bytes([number]) * 32) is None for number in range(3)] == [True, False, True]
     assert [archive.find_lease(bytes([100 + number]) * 32) is None for number in range(3)] == [True, False, True]
     assert archive._connection.execute("SELECT count(*) FROM leases").fetchone() == (2,)
+
+
+def test_documents_are_read_for_those_who_may_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order and lease ids are public: a stranger's question must not cost the decoding of 65,536 records."""
+    archive = Archive(connect(jobs_module.SCHEMA))
+    archive.add(make_job(1), NOW)
+    loads: list[bytes] = []
+    read = archive._load
+    monkeypatch.setattr(archive, "_load", lambda order_id: loads.append(order_id) or read(order_id))
+    found, by_lease = archive.find(bytes([1]) * 32), archive.find_lease(bytes([101]) * 32)
+    assert found is not None and by_lease is not None
+    assert STRANGER.key not in (found.requester, found.watcher, *by_lease.leases.values())
+    assert loads == []
+    assert len(found.read(0).items) == len(found.documents) == 2
+    assert loads == [found.order_id]
 
 
 def test_a_store_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
@@ -185,6 +202,80 @@ def test_holds_count_and_rights_do_not() -> None:
     assert custody.get_size(A, PROVIDERS[0].key) is None
     custody.hold({A: 60}, STRANGER.key, NOW)
     assert custody.compute_held(STRANGER.key) == 60
+
+
+def count_steps(custody: Custody, ask: Any) -> int:
+    """Steps of SQLite's machine for a question."""
+    steps = [0]
+
+    def step() -> int:
+        steps[0] += 1
+        return 0
+
+    custody._connection.set_progress_handler(step, 1)
+    ask()
+    custody._connection.set_progress_handler(None, 1)
+    return steps[0]
+
+
+def test_what_an_account_holds_is_told_at_once_however_many_blobs_it_has() -> None:
+    """Each upload asks: else a thousand parcels of single bytes would make every later request cost seconds."""
+    custody = make_custody(quota=1 << 30)
+    few = count_steps(custody, lambda: custody.compute_held(REQUESTER.key))
+    custody.hold({bytes([n >> 8, n & 255]) * 16: 1 for n in range(5_000)}, REQUESTER.key, NOW)
+    assert count_steps(custody, lambda: custody.compute_held(REQUESTER.key)) <= few + 10
+    assert custody.compute_held(REQUESTER.key) == 5_000
+
+
+def test_the_number_of_blobs_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(custody_module, "MAX_BLOBS", 2)
+    custody = make_custody()
+    custody.hold({A: 1}, REQUESTER.key, NOW)
+    with custody.room(REQUESTER.key, 1):
+        custody.hold({B: 0}, REQUESTER.key, NOW)
+    with pytest.raises(Refused, match="2 blobs") as refused, custody.room(REQUESTER.key, 0):
+        pass
+    assert refused.value.rule == "blob.quota"
+    with custody.room(STRANGER.key, 1):
+        pass
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["hold", "grant", "extend", "renew", "sweep", "start"]),
+        st.sampled_from([REQUESTER.key, STRANGER.key]),
+        st.sampled_from([A, B]),
+        st.integers(NOW, NOW + 5),
+    ),
+    max_size=25,
+)
+
+
+@given(STEPS)
+def test_the_totals_are_the_sum_of_what_is_held(steps: list[tuple[str, bytes, bytes, int]]) -> None:
+    """Also of a broker that was started again in between."""
+    rows = connect(custody_module.SCHEMA)
+    custody, sizes = Custody(rows, 10**6, 10**6), {A: 60, B: 7}
+    query = "SELECT coalesce(sum(size), 0) FROM custody JOIN blobs USING (digest) WHERE account = ? AND held = 1"
+    for action, account, digest, time in steps:
+        match action:
+            case "hold":
+                custody.hold({digest: sizes[digest]}, account, time)
+            case "grant":
+                custody.grant([digest], account, time)
+            case "extend" if custody.get_size(digest, account) is not None:
+                custody.extend([digest], account, time)
+            case "renew":
+                custody.renew(digest, account, time)
+            case "sweep":
+                custody.sweep(time)
+            case "start":
+                fresh = connect("")
+                rows.execute("DROP TABLE account_totals")
+                rows.backup(fresh)
+                rows, custody = fresh, Custody(fresh, 10**6, 10**6)
+        for key in (REQUESTER.key, STRANGER.key):
+            assert custody.compute_held(key) == rows.execute(query, (key,)).fetchone()[0]
 
 
 def test_a_right_to_what_is_not_there_is_none() -> None:
