@@ -169,7 +169,8 @@ def test_any_division_keeps_the_rules(
     tried: int,
 ) -> None:
     """Parts are disjoint and inside the spans, at most one per bid; each can open its lease; together they fit the cap;
-    the same comes out again; and a part of a cheaper bid is never the smaller one but for want of time, or of bond where small sums are floored.
+    the same comes out again; and a part of a cheaper bid is never the smaller one but for want of time, or of bond
+    where small sums are floored.
     """
     laid = lay_out(gaps)
     spec = make_spec(kind=Kind.MAP, parallelism=parallelism)
