@@ -37,11 +37,11 @@ class Shelf:
 
     def __init__(self, home: Path, max_bytes: int = 1 << 30, quota: int = 2 << 30, capacity: int = 1 << 40) -> None:
         self.home = home
-        rows = open_database(home / "rows.db", kind="shelf", version=1, schema=custody.SCHEMA)
+        self.rows = open_database(home / "rows.db", kind="shelf", version=1, schema=custody.SCHEMA)
         self.clock = SystemClock()
         self.blobs = BlobStore(home / "blobs", max_bytes)
         self.blobs.prepare()
-        self.custody = Custody(rows, quota, capacity)
+        self.custody = Custody(self.rows, quota, capacity)
         self.routes = BlobRoutes(self.blobs, self.custody, self.clock, self._is_known)
         self.web = WebServer(self.routes.make_table(), self.clock)
         self.session: aiohttp.ClientSession
@@ -56,6 +56,7 @@ class Shelf:
     async def close(self) -> None:
         await self.web.close()
         self.blobs.close()
+        self.rows.close()
 
     def client(self, signer: Signer = REQUESTER) -> BrokerClient:
         return BrokerClient(self.url, signer, self.session)
