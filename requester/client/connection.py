@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -116,6 +117,12 @@ class Connection:
             chain = make_chain_client(row.chain)
             self._others.append(chain)
         return Means(self.store, broker, chain, self.signer, self.clock)
+
+
+def load_clients() -> None:
+    """Load what speaks HTTP, before a loop runs that this would hold up."""
+    for name in ("chain.rpc.client", "broker.rpc.wire"):
+        importlib.import_module(name)
 
 
 def make_broker_client(url: str, signer: Signer) -> BrokerClient:

@@ -18,6 +18,7 @@ from chain.base.errors import Refused
 from chain.rpc.schema import AccountView
 from requester.client.board import Progress
 from requester.client.buying import Estimated
+from requester.client.connection import load_clients
 from requester.client.handles import AsyncJobHandle
 from requester.client.market import AsyncMarket, Callee
 from requester.client.news import NO_HOOKS, Hooks
@@ -49,6 +50,7 @@ class Market:
 
         Settings and errors are the same.
         """
+        load_clients()
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="tally-market", daemon=True)
         thread.start()
