@@ -63,7 +63,8 @@ def hoard(item: int) -> list[Any]:
     from pathlib import Path
 
     _kept.append(item)
-    builtins.kept = [*getattr(builtins, "kept", []), item]  # type: ignore[attr-defined]  # that is the trick
+    everywhere = vars(builtins)
+    everywhere["kept"] = [*everywhere.get("kept", []), item]
     os.environ["KEPT"] = os.environ.get("KEPT", "") + str(item)
     seen = []
     for folder in ("/tmp", "/job/tmp", "/dev/shm", "/var/tmp", os.getcwd(), str(Path.home())):
@@ -72,7 +73,7 @@ def hoard(item: int) -> list[Any]:
             seen.append([folder, sorted(path.name for path in Path(folder).glob("kept-*"))])
         except OSError:
             seen.append([folder, ["cannot"]])
-    return [list(_kept), list(builtins.kept), os.environ["KEPT"], seen, os.getppid() > 0]  # type: ignore[attr-defined]
+    return [list(_kept), everywhere["kept"], os.environ["KEPT"], seen]
 
 
 def hoard_on(state: list[Any], index: int) -> list[Any]:
