@@ -1,5 +1,6 @@
-"""kill -9 of requester, provider and broker at twelve points of a `map` on two providers and of a `train`: each segment
-is paid at most once, the job ends, no credit is lost or made, and nothing is left behind."""
+"""kill -9 of requester, provider and broker at twelve points of a `map` on two providers and of a `train`, and of the
+chain's node at four: each segment is paid at most once, the job ends, no credit is lost or made, and nothing is left
+behind."""
 
 from __future__ import annotations
 
@@ -79,6 +80,11 @@ POINTS: list[tuple[str, str, Holds]] = [
     ("broker", "half done", told(COUNT // 2)),
     ("broker", "last segment done", told(COUNT)),
     ("broker", "accepted", phase("accepted")),
+    # A lease opens or is settled in the very moment; the node's store decides what was final.
+    ("chain", "sent", phase("sent")),
+    ("chain", "half done", told(COUNT // 2)),
+    ("chain", "a lease delivered", lease("delivered", "settled")),
+    ("chain", "last segment here", here(COUNT)),
 ]
 
 
