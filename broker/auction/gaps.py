@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from broker.auction.lots import Lot, LotPhase
@@ -11,6 +12,17 @@ from chain.ledger.terms.work import Span
 
 MAX_ROUNDS = 256
 """Rounds of one order: each is a signed book that broker and requester keep until the job is over."""
+
+MAX_FRUITLESS = 4
+"""Leases of one order that a provider may end with nothing served; then its bids on it are taken no more. Each costs
+the requester a round of time, and a part in a hundred of the lease where it was not even begun (R4).
+"""
+
+
+def list_fruitless(lots: Collection[Lot]) -> frozenset[bytes]:
+    """Providers that only keep others from serving the order."""
+    vain = Counter(lot.provider for lot in lots if lot.phase is LotPhase.OVER and not lot.served)
+    return frozenset(provider for provider, number in vain.items() if number >= MAX_FRUITLESS)
 
 
 def find_gaps(lots: Collection[Lot], segments: int) -> tuple[Span, ...]:

@@ -46,7 +46,7 @@ from broker.auction.events import (
     WatchLease,
     Withdraw,
 )
-from broker.auction.gaps import find_failures, find_gaps, find_obstacle, find_start
+from broker.auction.gaps import find_failures, find_gaps, find_obstacle, find_start, list_fruitless
 from broker.auction.lots import TX_VALIDITY, Lot, LotPhase
 from broker.auction.matching import Survey
 from broker.auction.rounds import Posted, Round
@@ -223,7 +223,9 @@ class Auction:
         gaps = self._find_gaps()
         if not gaps or self._no_more:
             return ()
-        return self._announce(self._open_round(gaps[:MAX_SPANS], event.survey, now + self._round_time), now)
+        matching = tuple(one for one in event.survey.matching if one not in list_fruitless(self.lots.values()))
+        found = Survey(matching, event.survey.misfits)
+        return self._announce(self._open_round(gaps[:MAX_SPANS], found, now + self._round_time), now)
 
     @property
     def _round_time(self) -> int:
@@ -246,7 +248,8 @@ class Auction:
         if isinstance(event, BidArrived):
             # A bid counts in the round it was made for: one of an earlier round was answered by that one's book.
             given = None
-            if event.registered and event.bid.signature not in self._bids:
+            fruitless = body.provider in list_fruitless(self.lots.values())
+            if event.registered and event.bid.signature not in self._bids and not fruitless:
                 given = self.round.take_bid(event)
             if given is None:
                 return ()

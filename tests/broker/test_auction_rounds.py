@@ -23,7 +23,7 @@ from broker.auction.events import (
     Restarted,
     SubmitOpen,
 )
-from broker.auction.gaps import MAX_ROUNDS
+from broker.auction.gaps import MAX_FRUITLESS, MAX_ROUNDS
 from broker.auction.machine import MAX_ROUND, PAUSE_FIRST, PAUSE_MOST, Phase
 from broker.protocol.api import Announced, Awarded, Closed, Ended, Failed, Left, Unmatched
 from broker.protocol.messages import Reason
@@ -296,6 +296,36 @@ def test_who_leaves_at_once_is_not_asked_at_once() -> None:
         play.open()
     play.hand_in(1)
     assert Inquire in kinds(play.change("delivered", 1))
+
+
+@pytest.mark.parametrize("state", ["unstarted", "returned", "expired"])
+def test_who_only_ever_leaves_is_asked_no_more(state: str) -> None:
+    """A provider that bids least in every round and serves nothing would keep all others from the work for ever."""
+    play = start_train()
+    for _ in range(MAX_FRUITLESS - 1):
+        play.change(state)
+        next_round(play, 0)
+        play.open()
+    play.change(state)
+    play.wait()
+    play.survey_again(PROVIDERS[0], PROVIDERS[1])
+    assert play.auction.round is not None and play.auction.round.awaited == {PROVIDERS[1].key}
+    assert play.bid(0, 1) == [], "not even acknowledged, so nothing is hidden"
+    play.bid(1)
+    assert play.lot().provider == PROVIDERS[1].key
+    assert play.replay().news == play.auction.news
+
+
+def test_who_served_something_may_leave_as_often_as_it_has_to() -> None:
+    play = start_train()
+    for served in range(1, MAX_FRUITLESS + 2):
+        play.now += 5_000
+        play.hand_in(1)
+        play.change("delivered", 1)
+        play.change("settled", 1)
+        next_round(play, 0)
+        play.open()
+        assert play.lot().part.first == served
 
 
 def test_work_makes_patience_new() -> None:
