@@ -315,6 +315,7 @@ class Purchase:
         later = self._lapse_at is not None and until > self._lapse_at
         if self.announced and not later:
             return None
+        self.noise += self.announced  # an honest broker has few rounds; one that lies has a later close every time
         self.announced = True
         self._lapse_at = until if later else self._lapse_at
         return []
@@ -358,8 +359,13 @@ class Purchase:
         """The broker's word on a lease, which frees or binds nothing on the chain."""
         lease = item.acceptance.body.lease if isinstance(item, Accepted) else item.lease
         lot = self._rounds.lots.get(lease)
-        if lot is None or not lot.take_word(item):
+        if lot is None:
             return None
+        before = lot.failed, lot.left
+        if not lot.take_word(item):
+            return None
+        # A word that takes the place of another is news each time: a broker could change its mind for ever.
+        self.noise += (bool(before[0]) and before[0] != lot.failed) + (before[1] not in (None, lot.left))
         return self._check_awards(now)
 
     def _take_unmatched(self, item: Unmatched) -> list[PurchaseEffect] | None:

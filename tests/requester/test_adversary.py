@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.protocol.api import Announced, Failed, Left
 from chain.base.hashing import Tag, compute_digest
 from chain.base.merkle import EMPTY_ROOT
 from chain.ledger.terms.outcome import Cause
+from chain.ledger.terms.work import Span
 from requester.purchase import events as e
-from requester.purchase import rounds
+from requester.purchase import machine, rounds
 from requester.purchase.machine import MAX_NOISE
 from requester.purchase.phases import Phase
 from tests.requester.shell import Shell, end, kinds, look, make_found, replay, see, up_to_delivery
@@ -226,6 +228,33 @@ def is_honest(world: World) -> bool:
 
 
 # ---- bounds ----
+
+
+def later_close(world: World, number: int) -> Any:
+    return Announced(NOW, 1, (Span(0, 1),), 1, NOW + 10_000 + number)
+
+
+def other_count(world: World, number: int) -> Any:
+    return Left(NOW, world.lease, "returned", number % 2)
+
+
+def other_rule(world: World, number: int) -> Any:
+    return Failed(NOW, world.lease, f"R{number % 2}")
+
+
+@pytest.mark.parametrize("say", [later_close, other_count, other_rule])
+def test_a_broker_that_changes_its_mind_for_ever_is_not_listened_to(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its words is news, and each is kept in the journal: it must not be filled by them."""
+    monkeypatch.setattr(machine, "MAX_NOISE", 50)
+    world = World()
+    shell = Shell(world)
+    shell.tell(e.Restarted(), e.Submitted(), later_close(world, -1), world.closed, world.awarded)
+    for number in range(40):
+        shell.tell(say(world, number))
+    assert not shell.machine.deaf
+    for number in range(40, 60):
+        shell.tell(say(world, number))
+    assert shell.machine.deaf and shell.get(e.StopListening)
 
 
 def test_rounds_leases_and_early_deliveries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
