@@ -62,7 +62,8 @@ async def play(stage: Stage) -> Ending:
     before, supply_before = await _read_balances(world), await world.chain.supply()
     with _show(stage):
         choice, judged = await _buy_all(stage, homes)
-    jobs = [await _read_job(stage, homes, owner, line) for owner, line in stage.told if line["kind"] == "order"]
+    orders = [(owner, line) for owner, line in stage.told if line["kind"] == "order"]
+    jobs = await asyncio.gather(*(_read_job(stage, homes, owner, line) for owner, line in orders))
     return Ending(
         seconds=time.monotonic() - stage.picture.started,
         jobs=[job for job in jobs if job is not None],
