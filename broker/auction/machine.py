@@ -244,6 +244,7 @@ class Auction:
         body = event.bid.body if isinstance(event, BidArrived) else event.decline.body
         if self.round is None or body.order != self.order_id:
             return ()
+        self.round.count_answer(body.provider)
         effects: list[AuctionEffect] = []
         if isinstance(event, BidArrived):
             # A bid counts in the round it was made for: one of an earlier round was answered by that one's book.

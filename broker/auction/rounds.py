@@ -7,6 +7,7 @@ from the book alone (`broker.auction.scoring`), so that anybody may work it out 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,11 @@ from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
 from chain.ledger.terms.agreement import Order
 from chain.ledger.terms.work import Span
+
+MAX_ANSWERS = 16
+"""Answers of one provider to one round that are looked at: it says one, and again after each lost connection. Each is
+stored before it is looked at, so that a flood of them would fill the journal.
+"""
 
 
 class Posted(NamedTuple):
@@ -60,12 +66,21 @@ class Round:
         self._awaited = set(survey.matching) or {one.provider for one in survey.misfits}
         self._asked = bool(self._awaited)
         self._gone: set[bytes] = set()
+        self._answers: Counter[bytes] = Counter()
 
     def announce(self, provider: bytes | None = None) -> Announce:
         """The announcement, to all or to one that came later."""
         posted = self._posted
         body = Announcement(posted.house.broker, posted.signed, posted.spec, self.number, self.spans, self.closes)
         return Announce(posted.signer.sign(Tag.ANNOUNCEMENT, posted.house.chain, body), provider)
+
+    def count_answer(self, provider: bytes) -> None:
+        """A bid or a decline came, whatever it is worth."""
+        self._answers[provider] += 1
+
+    def hears(self, provider: bytes) -> bool:
+        """Whether one more answer of this provider is looked at."""
+        return self._answers[provider] < MAX_ANSWERS
 
     def take_bid(self, event: BidArrived) -> Signed[Acknowledgement] | None:
         """Acknowledge a bid, unless it is not taken."""

@@ -13,7 +13,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 from broker.auction.events import BidArrived, DeclineArrived, ProviderBack, ProviderCame, ProviderLeft
-from broker.auction.machine import Phase
 from broker.protocol import topics
 from broker.protocol.api import Advanced
 from broker.protocol.messages import Decline, Offer, Progress, read_from_provider
@@ -126,13 +125,13 @@ class Listener:
             if job.auction.expects(provider):
                 self._desk.post(job.order_id, ProviderLeft(provider))
 
-    def _is_open(self, order_id: bytes) -> bool:
+    def _is_open(self, answer: Bid | Decline) -> bool:
         """Whether an answer to this order still counts: what does not is dropped before it is stored."""
-        job = self._desk.get_live(order_id)
-        return job is not None and job.auction.phase is Phase.COLLECTING
+        job = self._desk.get_live(answer.order)
+        return job is not None and job.auction.round is not None and job.auction.round.hears(answer.provider)
 
     def _take_bid(self, signed: Signed[Bid]) -> None:
-        if not self._is_open(signed.body.order):
+        if not self._is_open(signed.body):
             return
         if self._parts.ledger.knows_provider(signed.body.provider):
             self._desk.post(signed.body.order, BidArrived(signed, True))
@@ -141,7 +140,7 @@ class Listener:
 
     def _take_decline(self, signed: Signed[Decline]) -> None:
         """Only a provider's: a decline tells a requester what the market would take, and keeps an auction open."""
-        if not self._is_open(signed.body.order):
+        if not self._is_open(signed.body):
             return
         if self._parts.ledger.knows_provider(signed.body.provider):
             self._desk.post(signed.body.order, DeclineArrived(signed))
@@ -149,12 +148,12 @@ class Listener:
             self._learn(self._vouch_decline(signed))
 
     async def _vouch_decline(self, signed: Signed[Decline]) -> None:
-        if await self._parts.ledger.is_provider(signed.body.provider):
+        if await self._parts.ledger.is_provider(signed.body.provider) and self._is_open(signed.body):
             self._desk.post(signed.body.order, DeclineArrived(signed))
 
     async def _vouch(self, signed: Signed[Bid]) -> None:
-        registered = await self._parts.ledger.is_provider(signed.body.provider)
-        self._desk.post(signed.body.order, BidArrived(signed, registered))
+        if await self._parts.ledger.is_provider(signed.body.provider) and self._is_open(signed.body):
+            self._desk.post(signed.body.order, BidArrived(signed, True))
 
     async def _introduce(self, provider: bytes, known: bool) -> None:
         """Ask the chain about a provider that offers; one it does not know is forgotten, a new one hears of open

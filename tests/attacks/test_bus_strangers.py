@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from broker.auction.rounds import MAX_ANSWERS
 from broker.protocol import topics
 from broker.protocol.api import Closed, Opened, Unmatched
 from broker.protocol.messages import Announcement, Reason
@@ -57,6 +58,29 @@ async def test_answers_after_the_close_are_not_stored(tmp_path: Path) -> None:
             await seller.say(make_decline(order, seller.signer, Reason.BUSY, number, "busy"))
         await say_last(market, seller)
         assert count_events(market) == before
+
+
+async def test_a_flood_of_answers_to_an_open_round_is_not_stored(tmp_path: Path) -> None:
+    """Each would wait for the disk, and be read again with every start of the broker."""
+    async with open_market(tmp_path) as market:
+        seller, rival = await market.add_seller(), await market.add_seller(PROVIDERS[1])
+        order = make_order(SystemClock().now(), closes=SystemClock().now() + 30_000)
+        order_id = await market.client().submit(make_submission(order=order))
+        await rival.hear(Announcement)
+        before = count_events(market)
+        for number in range(100):
+            salt = number.to_bytes(16, "big")
+            await seller.say(make_bid(order, seller.signer, price=2_000_000, salt=salt))
+            await seller.say(make_decline(order, seller.signer, Reason.BUSY, number, "busy"))
+            await seller.say(make_bid(order, STRANGERS[number % 4], price=1, salt=salt))
+        await say_last(market, seller)
+        await eventually(lambda: not market.node.listener._learning)
+        assert count_events(market) == before + MAX_ANSWERS
+        await rival.say(make_bid(order, rival.signer))
+        news = await follow(market.client(), order_id, Opened)
+        [closed] = [one for one in news if isinstance(one, Closed)]
+        assert [one.body.provider for one in closed.book.body.bids] == [seller.signer.key, rival.signer.key]
+        assert market.chain.opened[0].bid.body.provider == rival.signer.key
 
 
 async def test_offers_of_strangers_leave_room_for_providers(tmp_path: Path) -> None:
