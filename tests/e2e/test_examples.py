@@ -1,4 +1,4 @@
-"""Every example of the client library and of the README on a live market, and the command's scripts beside it."""
+"""Every example of the client library and of the README on a live market, and the scripts in `examples`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from requester import Market
+from requester import Market, load
 from tests.e2e.market import open_street
 from tests.requester.examples import Example, list_examples
 
@@ -33,6 +33,13 @@ async def test_every_example_runs_on_a_live_market(
             assert capsys.readouterr().out, example.place
         done = await street.market.run_script(ROOT / "examples" / "estimate_pi.py", cap=1)
         assert abs(done.value["pi"] - 3.1416) < 0.01
+        rates = load(ROOT / "examples" / "rates.json")
+        scores = await street.market.map(ROOT / "examples" / "search_rates.py", rates, cap=1)
+        assert min(scores, key=lambda one: one["loss"])["rate"] == 0.3
+        state = {"place": [1.0, 2.0], "rate": 0.3}
+        trained = await street.market.train(ROOT / "examples" / "descend.py", state, 10, cap=1)
+        losses = [row["loss"] for row in trained.metrics]
+        assert len(losses) == 10 and losses == sorted(losses, reverse=True)
 
 
 def _run(example: Example) -> None:
