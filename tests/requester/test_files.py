@@ -117,6 +117,16 @@ def test_values_that_do_not_fit_their_file_leave_none(tmp_path: Path, name: str,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["../up", "/up", "a/../../up", "nul"])
+def test_a_name_that_leads_elsewhere_is_refused_by_whoever_writes(tmp_path: Path, name: str) -> None:
+    """Whoever read the result has checked it too; a path is made here."""
+    (tmp_path / "below").mkdir()
+    with pytest.raises(Refused) as refused:
+        write_result(tmp_path / "below", make_result(None, files={name: b"x"}), force=True)
+    assert refused.value.rule == "result.form"
+    assert [one.name for one in tmp_path.rglob("*")] == ["below"]
+
+
 def test_a_package_that_is_missing_is_named_before_anything_is_signed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

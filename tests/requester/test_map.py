@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.protocol.api import ProviderView
+from broker.protocol.api import Advanced, ProviderView
 from broker.protocol.values import split, unpack
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import compute_digest
@@ -178,6 +178,24 @@ async def test_news_of_segments_leases_metrics_and_cost(fake: FakeMarket) -> Non
     assert found.log == "a\nb\n" * 2
 
 
+async def test_output_that_is_told_twice_is_shown_once(fake: FakeMarket) -> None:
+    fake.delivers, fake.deed.log = False, b"0123456789\n"
+    shown: list[bytes] = []
+    async with AsyncMarket.connect() as market:
+        hooks = Hooks(on_news=lambda news: shown.append(news.output))
+        handle = await market.submit_map(square, [1], hooks=hooks, **LIMITS)
+        while not fake.leases:
+            await asyncio.sleep(0)
+        job = bytes.fromhex(handle.id)
+        world = fake.worlds[job][0]
+        fake.tell(
+            job, *(Advanced(world.now, world.lease, 0, 1, (), start, b"0123456789\n"[start:]) for start in (0, 4))
+        )
+        fake.deliver(job)
+        await handle.result()
+    assert b"".join(shown) == b"0123456789\n"
+
+
 async def test_a_handle_of_a_job_that_another_market_drives_sees_it_too(
     fake: FakeMarket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,8 +315,11 @@ async def test_an_output_larger_than_its_record_says_is_fetched_all_the_same(
     monkeypatch.setattr("requester.client.transfers.TOGETHER_BYTES", 1_000)
     fake.deed = Deed(values=lambda index: bytes(5_000))
     fake.inline = False
+    news: list[News] = []
     async with AsyncMarket.connect() as market:
-        assert (await market.map(square, [1, 2], **LIMITS)).values == [bytes(5_000)] * 2
+        found = await market.map(square, [1, 2], hooks=Hooks(on_news=news.append), **LIMITS)
+    assert found.values == [bytes(5_000)] * 2
+    assert [one for one in news if one.kind == "trouble"] == []
 
 
 # ---- before signing ----
