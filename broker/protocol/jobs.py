@@ -52,6 +52,10 @@ class Level(StrEnum):
         return list(Level).index(self)
 
 
+MAX_LOG_BYTES = 64 << 20
+"""Most of a lease's log that is kept, however many segments it has."""
+
+
 class Runtime(Record, frozen=True, tag="runtime"):
     """A Python minor version such as `3.11`, and the names of the packages a job may import besides the standard
     library.
@@ -99,6 +103,13 @@ class JobSpec(Record, frozen=True, tag="job"):
     seed: Amount
     parallelism: Few
     tolerance: Count
+
+
+def compute_log_limit(spec: JobSpec, segments: int) -> int:
+    """Bytes of log that a provider keeps of a lease on so many segments, without the notice that it was cut: each may
+    write `log_bytes`, all together at most `MAX_LOG_BYTES`.
+    """
+    return min(spec.resources.log_bytes * segments, MAX_LOG_BYTES)
 
 
 def compute_item_root(items: Sequence[bytes | memoryview]) -> bytes:

@@ -20,9 +20,6 @@ from pathlib import Path
 from chain.base.hashing import compute_digest
 from provider.work.papers import EMPTY
 
-MAX_LOG_BYTES = 64 << 20
-"""Most of a lease's log that is kept; what comes behind it is dropped, and the log says so."""
-
 SHORT_LOG_BYTES = 1 << 16
 """A log up to this lies among the small blobs, and travels with them."""
 
@@ -47,6 +44,7 @@ class LeaseFolder:
         self._locks: dict[bytes, asyncio.Lock] = {}
         self._log = bytearray()
         self._log_kept = 0
+        self._log_limit = 0
 
     @property
     def spool(self) -> Path:
@@ -179,8 +177,11 @@ class LeaseFolder:
         """Bytes of the log so far."""
         return self._log_kept + len(self._log)
 
-    def begin_log(self, *, fresh: bool) -> None:
-        """Start the log anew, or go on with what an earlier run left on disk."""
+    def begin_log(self, *, fresh: bool, limit: int) -> None:
+        """Start the log anew, or go on with what an earlier run left on disk. Behind `limit` bytes it is cut, and says
+        so: a run that is begun again writes some of it twice, and no more is taken of an honest provider.
+        """
+        self._log_limit = limit
         self._log, path = bytearray(), self.path / "log"
         if fresh:
             path.unlink(missing_ok=True)
@@ -188,7 +189,7 @@ class LeaseFolder:
 
     def add_log(self, data: bytes) -> bytes:
         """The job wrote something; returns what of it belongs to the log."""
-        room = MAX_LOG_BYTES - self.log_size
+        room = self._log_limit - self.log_size
         if room <= 0:
             return b""
         taken = data if len(data) <= room else data[:room] + CUT

@@ -13,6 +13,7 @@ from typing import assert_never
 
 import msgspec
 
+from broker.protocol.jobs import compute_log_limit
 from chain.base.errors import Fault, TallyError, Unavailable
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.runtime.logs import get_logger, show_job
@@ -92,7 +93,8 @@ class Running:
     async def run(self, effect: Run, state: bytes) -> RunEnded:
         """Run the segments; `state` is the digest of what the first of them begins with (`train`)."""
         folder, now = self._folder, self._gear.clock.now()
-        folder.begin_log(fresh=effect.first == self._opened.first and effect.count > 0)
+        limit = compute_log_limit(self._opened.announcement.spec, self._opened.count)
+        folder.begin_log(fresh=effect.first == self._opened.first and effect.count > 0, limit=limit)
         folder.clear_spool()
         self._reporter.begin(folder.log_size, max(0, now - self._opened.opened) // TICK_MS)
         if effect.count == 0:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
-from broker.protocol.jobs import JobSpec
+from broker.protocol.jobs import JobSpec, compute_log_limit
 from broker.protocol.provenance import compute_provenance_limit
 from chain.base.codec import encode
 from chain.base.hashing import Tag, compute_digest
@@ -258,7 +258,7 @@ BLOB_CHECKS: tuple[Check[DeliveryFacts], ...] = (
         37,
         "log",
         "the log is here, matches its digest and keeps to its limit",
-        lambda f: _is_here(f, f.body.log, f.spec.resources.log_bytes + LOG_MARGIN),
+        lambda f: _is_here(f, f.body.log, compute_log_limit(f.spec, f.award.count) + LOG_MARGIN),
     ),
     Check(48, "provenance", "the provenance of finished work is here and keeps to its limit", _is_provenance_here),
 )
@@ -275,5 +275,5 @@ def list_needed(receipt: Receipt, records: Iterable[SegmentRecord]) -> tuple[byt
 def compute_largest(spec: JobSpec, segments: int) -> int:
     """Bytes of the largest blob that a lease of so many segments may name."""
     limits = spec.resources
-    log = limits.log_bytes + LOG_MARGIN
+    log = compute_log_limit(spec, segments) + LOG_MARGIN
     return max(limits.output_bytes, MAX_ERROR_BYTES, log, compute_provenance_limit(segments))

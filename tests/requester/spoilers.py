@@ -303,7 +303,7 @@ BLOB_ROWS: list[tuple[str, int, Spoil]] = [
     ("an error text above its limit", 36, swollen("trace", (1 << 20) + 1)),
     ("an ok segment with an error", 36, rerecord(at=0, error=OTHER)),
     ("a log nobody has", 37, without("log")),
-    ("a log above its limit", 37, swollen("log", (1 << 20) + 4_097)),
+    ("a log above its limit", 37, swollen("log", (3 << 20) + 4_097)),
     ("a provenance nobody has", 48, without("provenance")),
     ("a provenance above its limit", 48, swollen("provenance", 1 << 20)),
     ("a final receipt without provenance", 48, redeliver(provenance=deliveries.EMPTY)),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.protocol.jobs import MAX_LOG_BYTES
 from broker.protocol.messages import Book
 from chain.base.codec import decode, encode
 from chain.base.errors import Refused
@@ -32,6 +33,7 @@ from tests.requester.spoilers import (
     reaward,
     relet,
     rerecord,
+    swollen,
 )
 from tests.requester.world import CHAIN, INPUT, PROVIDER, STRANGER, World, change
 
@@ -98,6 +100,14 @@ def test_blob_checks(name: str, number: int, spoil: Spoil) -> None:
     world = make_train(Cause.OK, Cause.OK, Cause.PROGRAM)
     spoil(world)
     assert failing(deliveries.BLOB_CHECKS, world.delivery_facts) == number, name
+
+
+def test_each_segment_of_a_lease_may_write_its_share_of_the_log() -> None:
+    """The limit is one segment's, the log is the whole lease's: an honest provider is not refused for chatty work."""
+    world = make_train(Cause.OK, Cause.OK, Cause.PROGRAM)
+    swollen("log", (3 << 20) + 60)(world)
+    assert failing(deliveries.BLOB_CHECKS, world.delivery_facts) == 0
+    assert deliveries.compute_largest(world.spec, 1_000) == max(MAX_LOG_BYTES + deliveries.LOG_MARGIN, 64 << 20)
 
 
 @pytest.mark.parametrize("since", [0, 1, 2])

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chain.base.hashing import compute_digest
-from provider.daemon import folder as module
 from provider.daemon.folder import CUT, LeaseFolder
 from provider.work.papers import EMPTY
 
@@ -104,12 +103,12 @@ def test_a_small_blob_can_be_laid_out_as_a_file(tmp_path: Path) -> None:
 
 def test_a_log_goes_on_where_it_was_kept(tmp_path: Path) -> None:
     folder = LeaseFolder(tmp_path)
-    folder.begin_log(fresh=True)
+    folder.begin_log(fresh=True, limit=1 << 20)
     folder.add_log(b"one\n")
     folder.keep_log()
     folder.add_log(b"lost")
     again = open_again(tmp_path)
-    again.begin_log(fresh=False)
+    again.begin_log(fresh=False, limit=1 << 20)
     assert again.log_size == 4
     again.add_log(b"two\n")
     digest = again.close_log()
@@ -118,21 +117,20 @@ def test_a_log_goes_on_where_it_was_kept(tmp_path: Path) -> None:
     again.add_log(bytes(100_000))
     long = again.close_log()
     assert not again.is_packed(long) and again.get(long) == b"one\ntwo\n" + bytes(100_000)
-    again.begin_log(fresh=True)
+    again.begin_log(fresh=True, limit=1 << 20)
     assert again.log_size == 0 and again.close_log() == EMPTY
 
 
-def test_a_log_without_end_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LOG_BYTES", 10)
+def test_a_log_without_end_is_cut_and_says_so(tmp_path: Path) -> None:
     folder = LeaseFolder(tmp_path)
-    folder.begin_log(fresh=True)
+    folder.begin_log(fresh=True, limit=10)
     assert folder.add_log(b"12345678") == b"12345678"
     assert folder.add_log(b"9abc") == b"9a" + CUT
     assert folder.add_log(b"more") == b""
     digest = folder.close_log()
     assert folder.get(digest) == b"123456789a" + CUT
     again = open_again(tmp_path)
-    again.begin_log(fresh=False)
+    again.begin_log(fresh=False, limit=10)
     assert again.add_log(b"more") == b""
 
 

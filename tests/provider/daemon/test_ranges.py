@@ -20,6 +20,7 @@ from chain.ledger.terms.agreement import Kind, compute_order_id
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import Span, is_final
 from chain.ledger.transactions import Extend, GiveBack, Settle
+from provider.daemon.folder import CUT
 from provider.daemon.inputs import check_items
 from provider.daemon.running import Gathering
 from provider.work.events import MAX_BATCH, LeaseState, SegmentsRan
@@ -85,6 +86,16 @@ async def test_prefixes_are_handed_in_as_the_work_goes(world: World) -> None:
     posts = world.broker.posts
     assert [post.since for post in posts] == [sum(len(one.records) for one in posts[:n]) for n in range(len(posts))]
     assert posts[-1].receipt.body.log == compute_digest(world.executor.log)
+
+
+async def test_the_log_of_a_range_is_cut_where_its_requester_would_refuse_it(world: World) -> None:
+    """Each segment may write `log_bytes`; a run that is begun again writes more than all of them may."""
+    world.executor.log = b"0123456789" * 3 + b"and more"
+    order, spec = world.make_map(3, resources={"log_bytes": 10})
+    lease = await world.open_lease(order, spec=spec)
+    await world.wait_state(lease, LeaseState.SETTLED)
+    log = world.broker.blobs[world.broker.deliveries[lease].receipt.body.log]
+    assert log == b"0123456789" * 3 + CUT
 
 
 async def test_many_small_segments_are_few_events(world: World) -> None:

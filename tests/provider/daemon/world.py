@@ -125,9 +125,13 @@ class World:
         self, kind: Kind, inputs: bytes, segments: int, name: str, start: bytes, changes: dict[str, Any]
     ) -> tuple[Order, JobSpec]:
         self.broker.blobs[compute_digest(inputs)] = inputs
-        parallelism = changes.pop("parallelism", 1)
+        parallelism, resources = changes.pop("parallelism", 1), changes.pop("resources", None)
         spec = scene.make_spec(
-            kind=kind, inputs=compute_digest(inputs), input_bytes=len(inputs), parallelism=parallelism
+            resources=resources,
+            kind=kind,
+            inputs=compute_digest(inputs),
+            input_bytes=len(inputs),
+            parallelism=parallelism,
         )
         terms: dict[str, Any] = {"spec": spec, "segments": segments, "segment_wall": 1_000, "start": start}
         return self.make_order(name, **terms | changes), spec
