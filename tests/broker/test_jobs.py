@@ -134,7 +134,12 @@ def test_documents_are_read_for_those_who_may_have_them(monkeypatch: pytest.Monk
     archive.add(make_job(1), NOW)
     loads: list[bytes] = []
     read = archive._load
-    monkeypatch.setattr(archive, "_load", lambda order_id: loads.append(order_id) or read(order_id))
+
+    def load(order_id: bytes) -> tuple[JobEvent, ...]:
+        loads.append(order_id)
+        return read(order_id)
+
+    monkeypatch.setattr(archive, "_load", load)
     found, by_lease = archive.find(bytes([1]) * 32), archive.find_lease(bytes([101]) * 32)
     assert found is not None and by_lease is not None
     assert STRANGER.key not in (found.requester, found.watcher, *by_lease.leases.values())
@@ -274,6 +279,8 @@ def test_the_totals_are_the_sum_of_what_is_held(steps: list[tuple[str, bytes, by
                 rows.execute("DROP TABLE account_totals")
                 rows.backup(fresh)
                 rows, custody = fresh, Custody(fresh, 10**6, 10**6)
+            case _:
+                pass
         for key in (REQUESTER.key, STRANGER.key):
             assert custody.compute_held(key) == rows.execute(query, (key,)).fetchone()[0]
 

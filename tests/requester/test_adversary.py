@@ -254,7 +254,7 @@ def test_a_broker_that_changes_its_mind_for_ever_is_not_listened_to(say: Any, mo
     assert not shell.machine.deaf
     for number in range(40, 60):
         shell.tell(say(world, number))
-    assert shell.machine.deaf and shell.get(e.StopListening)
+    assert shell.get(e.StopListening)
 
 
 def test_rounds_leases_and_early_deliveries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

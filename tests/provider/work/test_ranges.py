@@ -416,8 +416,8 @@ def test_a_cancel_does_not_settle_on_the_first_of_many_segments(early: bool) -> 
     assert "submit settle" not in kinds(told) and "submit extend" in kinds(told)
     life.tell(TransactionFinal(Task.EXTEND), now=DUE)
     assert kinds(life.tell(life.accepted(), now=DUE)) == ["submit settle"], "of all four there is no reason to wait"
-    [submit] = [one for one in life.find(Submit) if isinstance(one.body, Settle)]
-    assert submit.body.receipt.body.count == 4
+    [settle] = [one.body for one in life.find(Submit) if isinstance(one.body, Settle)]
+    assert settle.receipt.body.count == 4
 
 
 def cut(served: int) -> WorkEvent:
