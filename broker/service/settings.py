@@ -38,8 +38,8 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     bus_public: str = ""
     commission: Annotated[int, msgspec.Meta(ge=0, le=BPS)] = 100
     retention_hours: Annotated[int, msgspec.Meta(ge=1, le=24 * 366)] = 168
-    max_blob_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 << 20
-    quota_bytes: Annotated[int, msgspec.Meta(ge=1)] = 2 << 30
+    max_blob_bytes: Annotated[int, msgspec.Meta(ge=1)] = 2 << 30
+    quota_bytes: Annotated[int, msgspec.Meta(ge=1)] = 8 << 30
     store_bytes: Annotated[int, msgspec.Meta(ge=1)] = 50 << 30
     passphrase: str = ""
     ready_file: str = ""

@@ -68,8 +68,8 @@ def run(
     It may write 1 MiB to stdout and stderr together; a job that writes more fails.
 
     The script finds ARGUMENTS in `sys.argv` and leaves its result in the global `result`: plain values and NumPy
-    arrays. Put `--` before arguments that begin with a dash. A FOLDER travels as a whole, but for what is hidden; if it
-    makes a folder /job/outputs, the files in it come back.
+    arrays. Put `--` before arguments that begin with a dash. A FOLDER travels as a whole, but for what is hidden; the
+    files that it writes to the folder /job/outputs come back.
 
     A provider may let the job wait behind others as long as the deadline (--within) leaves time for its wall limit:
     the sooner the deadline, the fewer can promise it.

@@ -83,18 +83,24 @@ class Program:
         )
         sys.modules["__main__"] = main
         sys.argv = [path, *map(str, args)]
-        try:
-            exec(program, main.__dict__)  # noqa: S102  # running the job's script is what this process is for
-        except SystemExit as leaving:
-            if leaving.code not in (None, 0):
-                raise
-        value = main.__dict__.get("result")
-        if self.folder is not None:
-            from provider.sandbox.inside.folder import collect_outputs  # loaded by now
+        if self.folder is None:
+            _execute(program, main)
+            return main.__dict__.get("result")
+        from provider.sandbox.inside.folder import OUTPUTS, collect_outputs  # loaded by now
 
-            files = collect_outputs(self._output_bytes)
-            return {"result": value, "files": files} if files else value
-        return value
+        os.mkdir(OUTPUTS)
+        _execute(program, main)
+        value, files = main.__dict__.get("result"), collect_outputs(self._output_bytes)
+        return {"result": value, "files": files} if files else value
+
+
+def _execute(program: CodeType, module: ModuleType) -> None:
+    """Runs a script; leaving with status 0 is an end like any other."""
+    try:
+        exec(program, module.__dict__)  # noqa: S102  # running the job's script is what this process is for
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            raise
 
 
 def _define(program: CodeType, path: str, name: str) -> Any:

@@ -100,6 +100,7 @@ def test_a_folder_larger_than_what_a_job_may_write_is_there(best: Host) -> None:
 
 WRITES = """
 import os
+assert os.listdir("/job/outputs") == []
 os.makedirs("/job/outputs/a/b")
 open("/job/outputs/one.txt", "w").write("1")
 open("/job/outputs/a/b/two.bin", "wb").write(bytes(range(256)))
@@ -111,13 +112,13 @@ def test_files_of_a_folder_come_back(host: Host) -> None:
     assert outcome.value == {"result": 5, "files": {"one.txt": b"1", "a/b/two.bin": bytes(range(256))}}
 
 
-@pytest.mark.parametrize("source", ["result = 5", "import os\nos.mkdir('/job/outputs')\nresult = 5"])
+@pytest.mark.parametrize("source", ["result = 5", "import os\nos.rmdir('/job/outputs')\nresult = 5"])
 def test_without_files_the_value_stands_alone(source: str, best: Host) -> None:
     assert best.run(make_folder({"main.py": source.encode()})).value == 5
 
 
 def test_a_script_alone_gives_no_files_back(best: Host) -> None:
-    assert best.run(make_task(WRITES + "result = 5\n")).value == 5
+    assert best.run(make_task("import os\nos.mkdir('/job/outputs')\n" + WRITES + "result = 5\n")).value == 5
 
 
 REFUSED = {
@@ -138,7 +139,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_can_not_be_given_back_fails_the_run(name: str, host: Host) -> None:
     act, says = REFUSED[name]
-    source = f"import os\nos.mkdir('/job/outputs')\n{act}\n"
+    source = f"import os\n{act}\n"
     outcome = host.run(make_folder({"main.py": source.encode().replace(b"\\\\", b"\\")}))
     assert outcome.cause == Cause.PROGRAM, outcome.events
     assert says in outcome.segments[0].error
