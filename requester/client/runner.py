@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
 
-from broker.protocol.api import Advanced, Events
+from broker.protocol.api import Advanced, Delivered, Events
 from broker.rpc.client import BrokerClient
 from chain.base.errors import Fault, TallyError, Unavailable
+from chain.base.hashing import compute_digest
 from chain.base.keys import Signer
 from chain.ledger.transactions import Settle, sign_transaction
 from chain.rpc.schema import LeaseView, LedgerEvent
@@ -24,6 +25,7 @@ from requester.client.board import Board
 from requester.client.telling import Teller
 from requester.client.transfers import Transfers
 from requester.purchase import events as e
+from requester.purchase.deliveries import list_needed
 from requester.purchase.documents import RecordChunk
 from requester.purchase.machine import Purchase
 from requester.purchase.phases import Phase
@@ -234,9 +236,14 @@ class JobRunner:
             after = page.next
 
     async def _hear(self, page: Events, after: int) -> None:
-        """Blobs first: what an event names is here when it is looked at."""
-        if page.blobs:
-            await asyncio.to_thread(self._means.store.blobs.put_many, page.blobs)
+        """Blobs first: what an event names is here when it is looked at. What none names is not kept."""
+        named: set[bytes] = set()
+        for item in page.items:
+            if isinstance(item, Delivered):
+                named.update(list_needed(item.delivery.receipt.body, item.delivery.records))
+        blobs = [blob for blob in page.blobs if compute_digest(blob) in named]
+        if blobs:
+            await asyncio.to_thread(self._means.store.blobs.put_many, blobs)
         for item in page.items:
             if isinstance(item, Advanced):
                 self._driver.post(e.Moved(item))
