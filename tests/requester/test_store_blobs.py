@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,11 +70,16 @@ def test_a_large_blob_is_hashed_once_per_process_and_again_when_its_file_is_anot
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = BlobFolder(tmp_path).put(LARGE)
-    folder, hashed = BlobFolder(tmp_path), []
-    real = hashlib.file_digest
-    monkeypatch.setattr("hashlib.file_digest", lambda file, name: hashed.append(1) or real(file, name))
+    folder, real = BlobFolder(tmp_path), hashlib.file_digest
+    hashed: list[str] = []
+
+    def count(file: Any, name: str) -> Any:
+        hashed.append(name)
+        return real(file, name)
+
+    monkeypatch.setattr("hashlib.file_digest", count)
     views = [folder.open(digest) for _ in range(3)]
-    assert all(view == LARGE for view in views)
+    assert all(view is not None and bytes(view) == LARGE for view in views)
     assert folder.get(digest) == LARGE
     assert len(hashed) == 1
     stat = folder.path(digest).stat()
