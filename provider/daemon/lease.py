@@ -194,8 +194,9 @@ class LeaseKeeper:
     async def _tell(self, work: Step) -> None:
         try:
             event = await work()
-        except Exception as error:  # one lease must not take the others along; its timers end it
-            self.log.error("a step of the lease broke", error=repr(error), exc_info=error)
+        except Exception as error:  # one lease must not take the others along
+            self.log.error("a step of the lease broke; it is given back", error=repr(error), exc_info=error)
+            self.driver.post(Stopping())
             return
         if event is not None:
             self.driver.post(event)

@@ -163,6 +163,19 @@ async def test_a_host_that_fails_once_is_tried_again_and_twice_is_given_back(wor
     await world.wait_gone(lease)
 
 
+async def test_a_lease_whose_step_breaks_is_given_back_and_others_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("provider.daemon.running.lay_out", break_down)
+        lease = await world.open_lease(world.make_order("broken"))
+        await world.wait_state(lease, LeaseState.RETURNED)
+    await world.wait_state(await world.open_lease(world.make_order("whole")), LeaseState.SETTLED)
+
+
 async def test_inputs_that_never_come_are_given_back_before_the_start_window_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
