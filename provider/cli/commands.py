@@ -84,6 +84,7 @@ def init(config: Path | None, home: str | None) -> None:
 @click.option("--price", help="Credits per segment before rates; default 0.001.")
 @click.option("--factor", type=int, help="Percent of the whole price; default 100.")
 @click.option("--bond", help="Credits of bond to register; default 10.")
+@click.option("--packages", help="Packages that jobs may import besides NumPy, e.g. 'pandas pyarrow'; installed here.")
 @click.option("--drain", "drain_s", type=int, help="Seconds that jobs may go on at shutdown; default 2.")
 @click.option("--wait", "wait_s", type=int, help="Seconds to wait for parts at the start; default 10.")
 @click.option("--ready-file", help="Written, with the account, once orders are taken.")

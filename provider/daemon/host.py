@@ -22,7 +22,7 @@ from provider.daemon.settings import ProviderSettings
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.executor import Sandbox
 from provider.sandbox.probe import SYSTEM_BWRAPS, probe
-from provider.sandbox.runtimes import RuntimeImage, build_image, get_default_folder
+from provider.sandbox.runtimes import PACKAGES, RuntimeImage, build_image, get_default_folder
 
 OFFER_MS = 15_000
 """How long an offer stands without being renewed: so soon a provider that vanished is missed."""
@@ -38,7 +38,8 @@ async def examine(settings: ProviderSettings) -> tuple[RuntimeImage, HostAbiliti
     """Build the runtime image if need be, and try out what the host can enforce. Raises `Unavailable` where the image
     cannot be built.
     """
-    image = build_image(find_runtimes(settings))
+    more = settings.packages.replace(",", " ").lower().split()
+    image = build_image(find_runtimes(settings), tuple(dict.fromkeys((*PACKAGES, *more))))
     return image, await probe(image, bwraps=find_bwraps())
 
 

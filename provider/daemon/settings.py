@@ -33,7 +33,8 @@ class ProviderSettings(msgspec.Struct, frozen=True):
     all). `price` in credits is asked per segment before rates; `core_hour` and `gib_hour` are credits per hour of a
     core and of a GiB; `factor` in percent scales it all. `bond` in credits is registered on the chain. `wall_s` is
     the longest segment taken. `drain_s` is how long running jobs may go on at shutdown before they are given back,
-    `wait_s` how long a part that does not answer is waited for at the start.
+    `wait_s` how long a part that does not answer is waited for at the start. `packages`, separated by spaces or commas,
+    are those that jobs may import besides NumPy, as they are installed beside this command.
     """
 
     home: str = ""
@@ -54,6 +55,7 @@ class ProviderSettings(msgspec.Struct, frozen=True):
     drain_s: Annotated[int, msgspec.Meta(ge=0)] = 2
     wait_s: Annotated[int, msgspec.Meta(ge=0)] = 10
     runtimes: str = ""
+    packages: str = ""
     passphrase: str = ""
     ready_file: str = ""
     log_json: bool = False

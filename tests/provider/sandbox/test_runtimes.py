@@ -16,7 +16,7 @@ import pytest
 
 from chain.base.errors import Unavailable
 from provider.sandbox import runtimes
-from provider.sandbox.runtimes import RuntimeImage, build_image, get_default_folder
+from provider.sandbox.runtimes import PACKAGES, RuntimeImage, build_image, get_default_folder
 
 
 @pytest.fixture
@@ -125,6 +125,15 @@ def test_a_package_that_is_missing_is_named(folder: Path) -> None:
     with pytest.raises(Unavailable, match="no-such-package is not installed") as caught:
         build_image(folder, ("no-such-package",))
     assert caught.value.rule == "runtime.package"
+
+
+def test_what_a_package_requires_comes_along(folder: Path) -> None:
+    image = build_image(folder, (*PACKAGES, "pandas"))
+    names = dict(image.packages)
+    assert {"pandas", "numpy", "python-dateutil"} <= set(names)
+    assert "pytest" not in names  # only an extra of pandas asks for it
+    assert (Path(image.path) / "sp/pandas/__init__.py").is_file()
+    assert (Path(image.path) / "sp/dateutil/__init__.py").is_file()
 
 
 def test_default_folders() -> None:
