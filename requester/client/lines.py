@@ -35,8 +35,10 @@ class ReportReader:
         return b"".join(shown), reports
 
     def skip(self) -> bytes:
-        """Bytes are missing here: what was held back is output."""
-        held, self._held, self._fresh = self._held, b"", False
+        """Bytes are missing here: what was held back is output. What comes next may begin a line: a provider cuts its
+        chunks at will, but a line is nearly always written as a whole, and whoever takes a job up begins here.
+        """
+        held, self._held, self._fresh = self._held, b"", True
         return held
 
 

@@ -20,7 +20,7 @@ LEFT_OUT = ("__pycache__",)
 """Folders that stay behind, beside all whose names begin with a dot."""
 
 USUAL = {Kind.TRAIN: "step"}
-"""What a function is called that nobody named."""
+"""What a function is called that nobody named. A `train` takes no other: any function would be called, and paid."""
 
 
 def read_script(path: Path) -> bytes:
@@ -81,8 +81,8 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def choose_function(source: bytes, path: Path, kind: Kind, named: str) -> str:
-    """The function that each segment calls. A `run` calls none. Without a name it is `step` for a `train` that has one,
-    else the only public function of the script.
+    """The function that each segment calls. A `run` calls none. Without a name it is `step` for a `train`, and for a
+    `map` the only public function of the script.
 
     Raises `Refused` under `script.function`.
     """
@@ -97,14 +97,14 @@ def choose_function(source: bytes, path: Path, kind: Kind, named: str) -> str:
         if named not in bound and "*" not in bound:
             raise Refused(f"{path} defines no {named}; it defines {_tell(defined)}", rule="script.function")
         return named
-    usual = USUAL.get(kind, "")
-    if usual in defined:
-        return usual
     public = [name for name in defined if not name.startswith("_")]
-    if len(public) != 1:
-        message = f"{path} defines {_tell(public)}; say which is called: {path}:NAME"
-        raise Refused(message, rule="script.function")
-    return public[0]
+    usual = USUAL.get(kind, "")
+    if usual in defined or (not usual and len(public) == 1):
+        return usual or public[0]
+    lacking = f", no {usual}" if usual else ""
+    example = public[0] if public else "NAME"
+    message = f"{path} defines {_tell(public)}{lacking}; say which is called, for example {path}:{example}"
+    raise Refused(message, rule="script.function")
 
 
 def _tell(names: list[str]) -> str:

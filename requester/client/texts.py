@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from chain.base.errors import Refused
@@ -32,6 +33,8 @@ def parse_size(size: int | str) -> int:
 def parse_span(span: float | str) -> int:
     """Milliseconds of `90s`, `10 min`, `2h`, or of a number of seconds; raises `Refused` under `units.span`."""
     if not isinstance(span, str):
+        if not math.isfinite(span):
+            raise Refused(f"{span} is no span of time; write for example 90 or 10min", rule="units.span")
         return round(span * 1_000)
     match = _SPAN.fullmatch(span)
     if match is None:

@@ -70,10 +70,13 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_spec(work: Work, wishes: Wishes) -> JobSpec:
-    """The job spec. Raises `Refused` under `spec.cores`, or `spec.form` for wishes outside what a spec can say."""
+    """The job spec. Raises `Refused` under `spec.cores`, `spec.limit` for a limit under which no job can run, or
+    `spec.form` for wishes outside what a spec can say.
+    """
     if not 0.001 <= wishes.cores < math.inf:
         raise Refused(f"cores {wishes.cores:g} is no number of cores; write for example 1 or 0.5", rule="spec.cores")
     wall = parse_span(wishes.wall)
+    _check_limits(wishes, wall)
     try:
         resources = make_resources(
             parse_size(wishes.memory),
@@ -100,6 +103,21 @@ def make_spec(work: Work, wishes: Wishes) -> JobSpec:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=JobSpec)
     except (ValueError, msgspec.ValidationError) as error:
         raise Refused(f"no job can be described so: {error}", rule="spec.form") from error
+
+
+def _check_limits(wishes: Wishes, wall: int) -> None:
+    """A job that may use nothing of something fails at once, and is paid: say so before it is signed."""
+    limits = (
+        ("wall", wall, wishes.wall, "5min"),
+        ("memory", parse_size(wishes.memory), wishes.memory, "512MiB"),
+        ("output", parse_size(wishes.output), wishes.output, "64MiB"),
+    )
+    for name, value, given, example in limits:
+        if value <= 0:
+            message = (
+                f"{name} {given} leaves the job nothing, so it would fail and be paid; write for example {example}"
+            )
+            raise Refused(message, rule="spec.limit")
 
 
 def _find_parallelism(work: Work, wishes: Wishes) -> int:

@@ -75,5 +75,17 @@ def test_output_that_is_not_the_beginning_of_a_report_is_shown_at_once() -> None
     assert reader.skip() == b"::rep"
 
 
+def test_whoever_begins_at_a_later_line_finds_its_reports() -> None:
+    """A job that is taken up again: nothing of what was before is known."""
+    reader = ReportReader()
+    assert reader.skip() == b""
+    shown, reports = reader.feed(GOOD + b"epoch 2\n" + GOOD)
+    assert (shown, [one.values["loss"] for one in reports]) == (b"epoch 2\n", [0.25, 0.25])
+    assert reader.feed(b"half") == (b"half", [])
+    assert reader.skip() == b""
+    assert reader.feed(GOOD[:12]) == (b"", [])
+    assert len(reader.feed(GOOD[12:])[1]) == 1
+
+
 def test_the_metrics_of_a_log() -> None:
     assert list_metrics(LOG + b"\n" + GOOD.rstrip()) == [{"segment": 3, "loss": 0.25, "name": "x"}] * 3

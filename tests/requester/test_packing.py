@@ -74,7 +74,7 @@ def test_folders_that_cannot_be_sent_say_why(tmp_path: Path, monkeypatch: pytest
 FUNCTIONS: list[tuple[bytes, Kind, str, str]] = [
     (ONE, Kind.MAP, "", "only"),
     (ONE, Kind.MAP, "only", "only"),
-    (ONE, Kind.TRAIN, "", "only"),
+    (ONE, Kind.TRAIN, "only", "only"),
     (ONE + b"def _hidden():\n    pass\n", Kind.MAP, "", "only"),
     (ONE + b"def step(s, i):\n    return s\n", Kind.TRAIN, "", "step"),
     (b"from part import *\n", Kind.MAP, "anything", "anything"),
@@ -95,6 +95,7 @@ def test_the_function_that_is_called(source: bytes, kind: Kind, named: str, chos
     [
         (ONE, Kind.MAP, "other"),
         (ONE + b"def step(s, i):\n    return s\n", Kind.MAP, ""),
+        (ONE, Kind.TRAIN, ""),
         (b"x = 1\n", Kind.MAP, ""),
         (b"class A:\n    def f(self): pass\n", Kind.MAP, ""),
         (ONE, Kind.RUN, "only"),
@@ -104,6 +105,13 @@ def test_a_function_that_nobody_could_mean_is_refused(source: bytes, kind: Kind,
     with pytest.raises(Refused) as refused:
         sources.choose_function(source, Path("a.py"), kind, named)
     assert refused.value.rule == "script.function"
+
+
+def test_a_train_names_the_functions_that_are_there() -> None:
+    with pytest.raises(Refused, match=r"^a\.py defines only, no step; say which is called, for example a\.py:only"):
+        sources.choose_function(ONE, Path("a.py"), Kind.TRAIN, "")
+    with pytest.raises(Refused, match=r"defines no function, no step; .* a\.py:NAME"):
+        sources.choose_function(b"x = 1\n", Path("a.py"), Kind.TRAIN, "")
 
 
 def test_a_source_is_a_path_with_or_without_a_function(tmp_path: Path) -> None:

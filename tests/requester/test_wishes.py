@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,6 @@ def test_a_spec_says_what_was_wished() -> None:
         ({"packages": tuple(f"p{number}" for number in range(65))}, "spec.form"),
         ({"seed": -1}, "spec.form"),
         ({"cores": -1.0}, "spec.cores"),
-        ({"memory": -1}, "spec.form"),
         ({"wall": "forever"}, "units.span"),
         ({"wall": 1e300}, "R18.range"),
     ],
@@ -117,6 +117,25 @@ def test_wishes_outside_what_a_spec_can_say(wishes: dict[str, Any], rule: str) -
     with pytest.raises(Refused) as refused:
         make_spec(make_run(pack_function(scale), (1,), {}), Wishes(**wishes))
     assert refused.value.rule in {rule, "spec.form"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [(name, given) for name in ("wall", "memory", "output") for given in (0, "0", -1)]
+    + [("wall", "0s"), ("wall", 0.0001), ("memory", "0MiB"), ("output", "0.1B")],
+)
+def test_a_limit_that_leaves_nothing_is_refused_before_it_is_signed(name: str, given: Any) -> None:
+    """Such a job would fail at once, and a failed segment is paid (R9)."""
+    with pytest.raises(Refused, match=rf"^{name} {given} leaves the job nothing") as refused:
+        make_spec(make_run(pack_function(scale), (1,), {}), Wishes(**{name: given}))
+    assert refused.value.rule == "spec.limit"
+
+
+@pytest.mark.parametrize("given", [math.nan, math.inf, -math.inf])
+def test_no_span_is_endless_or_no_number(given: float) -> None:
+    with pytest.raises(Refused) as refused:
+        make_spec(make_run(pack_function(scale), (1,), {}), Wishes(wall=given))
+    assert refused.value.rule == "units.span"
 
 
 @pytest.mark.parametrize(("cap", "micro"), [("2", 2_000_000), (2, 2_000_000), (0.25, 250_000), ("0.000001", 1)])
