@@ -48,7 +48,9 @@ class AsyncJobHandle(Generic[R]):
 
     @property
     def cost(self) -> int:
-        """What it costs so far in micro-credits: verified segments at their price, commission included."""
+        """What it costs so far in micro-credits (1,000,000 are a credit): verified segments at their price, commission
+        included.
+        """
         return self.progress().cost
 
     def follow(self) -> None:

@@ -126,9 +126,11 @@ class AsyncMarket(Following):
 
         `function` may be `"FILE.py:function"` or `"FOLDER:function"`. Each item is a segment of its own: it is paid
         once it is done, and shares nothing with others. `parallelism` (default 4) is how many providers work at a
-        time; beyond `tolerance` failed items (default 0) what lies behind a failed one is not offered again.
+        time. With at most `tolerance` failed items (default 0) the others are done all the same: the result has None in
+        the places of the failed ones and their errors in `failed`. With more of them, what lies behind a failed one is
+        not offered again.
 
-        Raises `JobFailed` where an item has no value, unless `partial`; its `result` holds what came all the same.
+        Raises `JobFailed` where more than that have no value, unless `partial`; its `result` holds what came.
         `copy` gives arrays that can be written to. Otherwise as `run`.
         """
         work = make_map(pack_code(function, Kind.MAP), items)

@@ -25,7 +25,8 @@ class JobFailed(TallyError):
 
     `cause` is that of the first failure as its receipt has it, `host` where none failed and some were not served;
     `figure` says how much of what; `traceback` is the end of the job's own, hostile text as it came; `cost` is in
-    micro-credits, commission included. `result` is what a `map` or `train` did bring (a `MapResult` or `TrainResult`).
+    micro-credits, commission included. `result` is what a `map` or `train` did bring (a `MapResult` or `TrainResult`);
+    `partial=True` returns it instead.
     """
 
     def __init__(
@@ -41,7 +42,11 @@ class JobFailed(TallyError):
     ) -> None:
         paid = f"{format_credits(cost)} credits {'paid' if settled else 'to be paid'}"
         paid += ": a failed segment is paid" if cause is not Cause.HOST else ""
-        super().__init__(f"the job failed ({cause.value}): {figure}; {paid}", rule=f"job.{cause.value}")
+        lacking = result is not None and cause is Cause.HOST
+        head = "the job is incomplete" if lacking else f"the job failed ({cause.value})"
+        came = 0 if result is None else result.came
+        rest = f"; `partial=True`, or `--partial`, gives what came ({came} value{'s' * (came > 1)})" if came else ""
+        super().__init__(f"{head}: {figure}; {paid}{rest}", rule=f"job.{cause.value}")
         self.cost = cost
         self.job = job
         self.cause = cause

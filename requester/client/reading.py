@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,9 @@ from requester.purchase.checking import CheckFailed
 from requester.purchase.documents import Documents
 from requester.purchase.phases import Phase
 from requester.store.jobs import JobRow, JobStore
+
+_COUNTED = re.compile(r"^\d+ of \d+ segments have no result: ")
+"""How `requester.purchase.outcome` begins; here are other words for it, and what is missing on disk counts too."""
 
 WITH_RESULTS = frozenset({Phase.ACCEPTED, Phase.SETTLED, Phase.PARTLY})
 """Phases in which something is there to be read."""
@@ -128,7 +132,8 @@ def read_outcome(store: JobStore, row: JobRow, *, partial: bool = False, copy: b
     """The result of a job as the store has it: a `JobResult`, `MapResult` or `TrainResult` by its kind.
 
     Raises `JobFailed`, `NoBid`, `CheckFailed`, `JobEnded`, or `JobPending` where the job goes on. With `partial` a
-    `map` or `train` of which some segments have no value is a result too.
+    `map` or `train` of which some segments have no value is a result too; without it a `map` is one with up to
+    `tolerance` failed items, all others served.
     """
     job, documents = row.id.hex(), store.load_documents(row.id)
     reading = Reading(store, row, documents)
@@ -214,7 +219,8 @@ def _read_many(reading: Reading, *, partial: bool, copy: bool) -> MapResult | Tr
         missing = tuple(index for index in range(documents.order.body.segments) if index not in segments)
         states = States(reading.store.blobs, digests, copy=copy)
         found = TrainResult(states=states, failed=failed, missing=missing, **reading.make_common())
-    if partial or not (found.failed or found.missing):
+    tolerated = documents.spec.tolerance if documents.spec.kind is Kind.MAP else 0
+    if partial or (len(found.failed) <= tolerated and not found.missing):
         return found
     raise _describe_lack(reading, found)
 
@@ -246,7 +252,8 @@ def _describe_lack(reading: Reading, found: MapResult | TrainResult) -> JobFaile
         return _make_failure(reading, broken[0], found)
     total = reading.documents.order.body.segments
     lacking = len(found.missing) + len(found.failed)
-    words = next(iter(found.failed.values()), escape_line(reading.row.text, limit=1_000)) or "not served"
+    told = _COUNTED.sub("", escape_line(reading.row.text, limit=1_000))
+    words = next(iter(found.failed.values()), told) or "not served"
     figure = f"{lacking} of {total} segments have no value: {words}"
     cost = reading.cost
     return JobFailed(reading.job, Cause.HOST, figure, "", cost=cost.total, settled=cost.settled, result=found)

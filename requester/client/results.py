@@ -27,8 +27,9 @@ from requester.store.blobs import BlobFolder
 class Finished:
     """What every finished job has.
 
-    `cost` is what left the requester in micro-credits, commission included, as final blocks show it (as awards and
-    receipts say where `settled` is False). `checks` counts the checks that passed. `metrics` are the job's reports in
+    `cost` is what left the requester in micro-credits (a millionth of a credit each; `credits` says it in credits),
+    as final blocks show it, or as awards and receipts say where `settled` is False. It includes `commission`, which is
+    in micro-credits too. `checks` counts the checks that passed. `metrics` are the job's reports in
     the order of its logs, each a dict with its `segment`; `log` is all else that it wrote (hostile text).
     """
 
@@ -46,7 +47,7 @@ class Finished:
 
     @property
     def credits(self) -> str:
-        """The cost as decimal credits."""
+        """The cost in credits, as text such as `0.25`; `cost` is the same in micro-credits."""
         return format_credits(self.cost)
 
     @property
@@ -97,6 +98,7 @@ class JobResult(Finished):
 class MapResult(Finished):
     """A finished `map`. `values` are in the order of the items, None where there is none: see `failed`, which maps
     indices to error texts (hostile), and `missing`, the indices that nobody served or whose values could not be had.
+    Both are empty, but for up to `tolerance` failed items, unless it was asked for with `partial`.
 
     Arrays of 64 KiB and more are read-only views of files in the store, unless they were asked for as copies.
     """
@@ -104,6 +106,11 @@ class MapResult(Finished):
     values: list[Any]
     failed: dict[int, str]
     missing: tuple[int, ...]
+
+    @property
+    def came(self) -> int:
+        """How many items have a value."""
+        return len(self.values) - len(self.failed) - len(self.missing)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -152,6 +159,11 @@ class TrainResult(Finished):
     states: States = field(repr=False)
     failed: dict[int, str]
     missing: tuple[int, ...]
+
+    @property
+    def came(self) -> int:
+        """How many steps were done."""
+        return len(self.states)
 
     @property
     def state(self) -> Any:

@@ -98,12 +98,14 @@ class Market:
         - `auction`: how long to wait for bids if somebody is busy or silent
         - `acceptance`: how long after delivery your silence accepts
         - `cores`: cores of a segment, a number
-        - `packages`: names of the packages that the job imports
+        - `packages`: names of the packages that the job imports; pandas or pyarrow is added where an argument holds
+          one of their tables, since only who has it can read that
         - `level`: the weakest isolation that is good enough, "ns" or "ns+cgroup"
         - `seed`: seed of the job's random numbers
         - `title`: its name in `jobs`
         - `python`: the minor version it needs, this program's if none is named
-        - `parallelism` and `tolerance`: of a `map`, see there
+        - `parallelism`: of a `map`, among how many providers it is divided at a time at most
+        - `tolerance`: of a `map`, how many of its items may fail without failing the job
 
         All other keyword arguments go to the function; one that needs such a name gets it by `functools.partial`.
         Arrays of 64 KiB and more in the value are read-only views of files in the store: copy what is to be changed.

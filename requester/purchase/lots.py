@@ -74,7 +74,7 @@ class Lot:
         self.lease = lease
         self.awarded: Awarded | None = None
         self.round = 0
-        self.checked = self.opened = self.lapsed = self.lost = self.posted = False
+        self.checked = self.opened = self.lapsed = self.lost = self.posted = self.cancelled = False
         self.failed = self.waits = self.rule = self.text = ""
         self.left: Left | None = None
         self.seen: LeaseSeen | None = None
@@ -409,6 +409,7 @@ class Lot:
         if self.seen is not None and (self.is_over or event.height < self.seen.height or event == self.seen):
             return None
         self.seen, self.opened, self.lapsed, self.lapse_at = event, True, False, None
+        self.cancelled |= event.state in ("cancelling", "cancelled")
         if not self.is_over:
             return self.accept(now)
         self.settle_at = None

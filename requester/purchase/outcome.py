@@ -18,6 +18,7 @@ MAX_REASONS = 12
 """Reasons that are spelled out; a text for people ends somewhere."""
 
 UNSERVED = "nobody served them in time"
+CANCELLED = "you cancelled it"
 LOST = "they are settled, but their results could not be had so far"
 
 
@@ -75,8 +76,13 @@ def _conclude_without(lots: Sequence[Lot]) -> Outcome:
 
 
 def list_gaps(lots: Sequence[Lot], segments: int) -> list[Gap]:
-    """The segments without a result, in order; neighbours for one reason are one gap."""
-    reasons: dict[int, tuple[str, str]] = dict.fromkeys(range(segments), ("job.unserved", UNSERVED))
+    """The segments without a result, in order; neighbours for one reason are one gap.
+
+    Once its owner cancels one lease, nothing of the job is offered again.
+    """
+    cancelled = any(lot.cancelled for lot in lots)
+    default = ("job.cancelled", CANCELLED) if cancelled else ("job.unserved", UNSERVED)
+    reasons: dict[int, tuple[str, str]] = dict.fromkeys(range(segments), default)
     for lot in lots:
         if lot.is_gone:
             continue

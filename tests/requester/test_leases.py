@@ -235,6 +235,20 @@ def test_what_nobody_takes_up_is_missing_in_the_end(state: str, why: str) -> Non
     assert shell.machine.text == f"3 of 6 segments have no result: 3-5: {why}"
 
 
+@pytest.mark.parametrize("end_state", ["cancelled", "settled"])
+def test_what_its_owner_cancelled_is_told_so(end_state: str) -> None:
+    """Row 12: what was served before a cancel is settled; the rest nobody takes up, since nobody is asked."""
+    mine, other = make_map()
+    shell = start(mine, other)
+    shell.feed(other.awarded, see(mine), see(other, "cancelling", 7), mine.delivered, see(mine, "settled", 9))
+    served = {"held": 1, "served": 1} if end_state == "settled" else {}
+    shell.feed(other.prefix(1), see(other, end_state, 10, **served), other.make_left(end_state, len(served) // 2))
+    shell.feed(end("partly"))
+    gone = "3-5" if end_state == "cancelled" else "4-5"
+    assert shell.machine.phase is Phase.PARTLY
+    assert shell.machine.text.endswith(f" segments have no result: {gone}: you cancelled it")
+
+
 def test_settled_segments_whose_results_do_not_come_are_lost_and_looked_for_again() -> None:
     mine, other = make_map()
     shell = start(mine, other)

@@ -86,6 +86,44 @@ async def test_a_failed_segment_is_told_with_what_came_all_the_same(fake: FakeMa
     assert part.cost == 2 * 1_000 + 40 + 3 * 1_001 + 60
 
 
+async def test_a_failure_that_left_values_says_how_to_get_them(fake: FakeMarket) -> None:
+    fake.deed = Deed(cause=Cause.PROGRAM, fails=1, values=lambda index: index)
+    words = r"`partial=True`, or `--partial`, gives what came \(1 value\)"
+    async with AsyncMarket.connect() as market:
+        with pytest.raises(JobFailed, match=words):
+            await market.map(square, range(3), parallelism=1, **LIMITS)
+        with pytest.raises(JobFailed, match=words):
+            await market.train(step, 0, 3, **LIMITS)
+        fake.deed = Deed(cause=Cause.PROGRAM, fails=0)
+        with pytest.raises(JobFailed) as failed:
+            await market.map(square, range(3), parallelism=1, **LIMITS)
+    assert "partial" not in str(failed.value)
+
+
+@pytest.mark.parametrize("tolerance", [0, 1])
+async def test_an_item_may_fail_where_that_is_tolerated(fake: FakeMarket, tolerance: int) -> None:
+    """R9: the failed one is the last of its lease, so that all others are served."""
+    trace = "Traceback\nValueError: no\n"
+    fake.deed = Deed(cause=Cause.PROGRAM, fails=2, trace=trace, values=lambda index: index)
+    async with AsyncMarket.connect() as market:
+        job = market.map(square, range(3), parallelism=1, tolerance=tolerance, **LIMITS)
+        if not tolerance:
+            with pytest.raises(JobFailed, match="ValueError: no"):
+                await job
+            return
+        found = await job
+    assert (found.values, found.failed, found.missing) == ([0, 1, None], {2: "ValueError: no"}, ())
+    assert found.came == 2
+
+
+async def test_tolerance_is_for_failed_items_and_not_for_those_that_nobody_served(fake: FakeMarket) -> None:
+    fake.deed = Deed(cause=Cause.PROGRAM, fails=1, values=lambda index: index)
+    async with AsyncMarket.connect() as market:
+        with pytest.raises(JobFailed) as failed:
+            await market.map(square, range(3), parallelism=1, tolerance=2, **LIMITS)
+    assert failed.value.result.missing == (2,)
+
+
 async def test_what_nobody_served_is_missing_and_no_failure_of_the_program(fake: FakeMarket) -> None:
     async with AsyncMarket.connect() as market:
         await market.map(square, range(6), parallelism=2, **LIMITS)
@@ -99,6 +137,11 @@ async def test_what_nobody_served_is_missing_and_no_failure_of_the_program(fake:
         with pytest.raises(JobFailed, match=r"3 of 6 segments have no value: nobody served 3-5 \\x1b") as failed:
             await market.result(row.id)
         assert failed.value.cause is Cause.HOST
+        assert str(failed.value).startswith("the job is incomplete: 3 of 6")
+        told = "3 of 6 segments have no result: 3-5: you cancelled it"
+        market.store.update(row.id, "partly", ("job.partly", told), rest)
+        with pytest.raises(JobFailed, match=r"incomplete: 3 of 6 segments have no value: 3-5: you cancelled it; "):
+            await market.result(row.id)
         assert "a failed segment" not in str(failed.value)
         assert (await market.result(row.id, partial=True)).missing == (3, 4, 5)
 
@@ -194,6 +237,24 @@ async def test_output_that_is_told_twice_is_shown_once(fake: FakeMarket) -> None
         fake.deliver(job)
         await handle.result()
     assert b"".join(shown) == b"0123456789\n"
+
+
+async def test_reports_behind_a_part_that_nobody_saw_are_metrics_and_no_output(fake: FakeMarket) -> None:
+    """Whoever takes a job up again begins in the midst of its output."""
+    line = b'::report {"segment": 0, "loss": 0.5}\n'
+    fake.delivers = False
+    news: list[News] = []
+    async with AsyncMarket.connect() as market:
+        handle = await market.submit_map(square, [1], hooks=Hooks(on_news=news.append), **LIMITS)
+        while not fake.leases:
+            await asyncio.sleep(0)
+        job = bytes.fromhex(handle.id)
+        world = fake.worlds[job][0]
+        fake.tell(job, Advanced(world.now, world.lease, 0, 1, (), 20, line))
+        fake.deliver(job)
+        await handle.result()
+    assert [one.metrics for one in news if one.kind == "metrics"] == [{"loss": 0.5}]
+    assert b"::report" not in b"".join(one.output for one in news)
 
 
 async def test_a_handle_of_a_job_that_another_market_drives_sees_it_too(
