@@ -62,7 +62,10 @@ def parse_credits(text: str) -> int:
     """
     match = _CREDITS.fullmatch(text.strip())
     if match is None:
-        raise Refused(f"{text!r} is no amount of credits; write for example 2 or 0.25", rule="units.credits")
+        raise Refused(
+            f"{text!r} is no amount of credits; write for example 2 or 0.25, with at most six decimals",
+            rule="units.credits",
+        )
     return checked(int(match[1]) * MICRO + int((match[2] or "").ljust(6, "0")))
 
 

@@ -73,19 +73,16 @@ class Choices:
 
         return load_requester_settings(**self._settings | {name: one for name, one in named.items() if one is not None})
 
-    def open(self) -> AsyncMarket:
-        """The market with its store, without asking any part yet."""
+    def do(self, work: Callable[[AsyncMarket], Coroutine[Any, Any, T]]) -> T:
+        """Run `work` with an open market; no part has been asked anything yet."""
+        from requester.cli.passphrases import open_signer
         from requester.client.market import AsyncMarket  # nor a market, which is most of the time of a start
-        from requester.client.settings import open_wallet
 
         settings = self.load()
-        return AsyncMarket(settings, open_wallet(settings))
-
-    def do(self, work: Callable[[AsyncMarket], Coroutine[Any, Any, T]]) -> T:
-        """Run `work` with an open market."""
+        signer = open_signer(settings)  # outside of the loop: Ctrl-C has to end the question for a passphrase
 
         async def run() -> T:
-            async with self.open() as market:
+            async with AsyncMarket(settings, signer) as market:
                 return await work(market)
 
         return asyncio.run(run())

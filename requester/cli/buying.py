@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from requester.cli.options import (
 from requester.cli.printing import print_result
 from requester.cli.progress import Progress
 from requester.client.market import AsyncMarket
+from requester.client.outcomes import JobFailed
 from requester.client.packing import Work, make_map, make_run, make_train, pack_source, split_source
 from requester.purchase.quote import Quote, show_quote
 
@@ -74,7 +76,7 @@ def run(
     A provider may let the job wait behind others as long as the deadline (--within) leaves time for its wall limit:
     the sooner the deadline, the fewer can promise it.
     """
-    check_target(flags["out"], folder=script.is_dir())
+    check_target(flags["out"], folder=script.is_dir(), force=flags["force"])
     given = read_inputs(inputs)
     return buy(choices, lambda: make_run(pack_source(script), arguments, given), flags)
 
@@ -92,7 +94,7 @@ Examples:
 @click.argument("script", metavar="SCRIPT[:FUNCTION]")
 @click.argument("items", metavar="ITEMS")
 @with_options(LIMITS, DIVISION)
-@click.option("--partial", is_flag=True, help="Take what came, even where some items have no value.")
+@click.option("--partial", is_flag=True, help="Take the values that came, even where some items have none.")
 @with_options(TARGET, SENDING)
 @json_flag
 @pass_choices
@@ -102,8 +104,11 @@ def map_items(choices: Choices, /, script: str, items: str, **flags: Any) -> int
     ITEMS: a list in a .json file, a .jsonl file, rows of .npy, rows of .csv as dicts, a folder of files (the bytes of
     each), or - for the lines of stdin. FUNCTION need not be named where there is only one. Each item is a segment that
     is paid by itself; the result is the list of their values in the order of the items.
+
+    The first failed item ends its provider's share: by default (--tolerance 0) what is left of the share is not offered
+    again, and the job fails. --partial, or later `tally result JOB --partial`, gives the values that came nevertheless.
     """
-    check_target(flags["out"], folder=False)
+    check_target(flags["out"], folder=False, force=flags["force"])
     path, function = split_source(script)
     return buy(choices, lambda: make_map(pack_source(path, Kind.MAP, function), read_items(items)), flags)
 
@@ -127,10 +132,10 @@ def train(choices: Choices, /, script: str, state: str, steps: int, **flags: Any
     """Call `state = STEP(state, index)` of SCRIPT (or of a folder's main.py) so many times; the last state is the
     result.
 
-    Each step is a segment that is paid by itself. If a provider leaves, another one goes on from the last state. STEP
-    is `step` unless another function is named.
+    STEP is `step` unless another function is named. Each step is a segment that is paid by itself. If a provider
+    leaves, another one goes on from the last state.
     """
-    check_target(flags["out"], folder=False)
+    check_target(flags["out"], folder=False, force=flags["force"])
     path, function = split_source(script)
     first = read_state(state)
     return buy(choices, lambda: make_train(pack_source(path, Kind.TRAIN, function), first, steps), flags)
@@ -152,7 +157,8 @@ def buy(choices: Choices, make: Callable[[], Work], flags: dict[str, Any]) -> in
             if detach:
                 await market.send(job, progress.hooks)
                 return _print_sent(job.hex(), as_json=choices.as_json)
-            found = await market.result(job, progress.hooks, partial=bool(partial))
+            with advising(job.hex()):
+                found = await market.result(job, progress.hooks, partial=bool(partial))
         return print_result(found, out or None, force=bool(force), as_json=choices.as_json)
 
     try:
@@ -161,6 +167,17 @@ def buy(choices: Choices, make: Callable[[], Work], flags: dict[str, Any]) -> in
         hint = HINT.format(job=progress.job[:16]) if progress.job else "nothing was signed"
         output.say(f"tally: interrupted; {hint}")
         return output.INTERRUPTED
+
+
+@contextlib.contextmanager
+def advising(job: str) -> Iterator[None]:
+    """A failure that left values says how to get them."""
+    try:
+        yield
+    except JobFailed as error:
+        if error.result is not None:
+            error.add_note(f"`tally result {job[:16]} --partial` gives what came nevertheless")
+        raise
 
 
 _HOW = ("out", "force", "detach", "dry_run", "partial")

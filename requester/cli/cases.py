@@ -97,7 +97,10 @@ def _check_target(out: Path) -> None:
 @json_flag
 @pass_choices
 def verify(choices: Choices, file: Path, genesis: Path | None) -> int:
-    """Check the case FILE, with nothing but the chain's genesis file: no network, no key, no settings."""
+    """Check the case FILE offline, with nothing but the chain's genesis file: no network and no key.
+
+    With --genesis no settings are read either.
+    """
     path = genesis or choices.load().genesis_path
     if path is None:
         raise click.UsageError("name the chain's genesis file by --genesis; without it nothing can be checked")

@@ -13,12 +13,18 @@ from requester.cli.app import Choices, json_flag, pass_choices
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave all parts running and print their addresses.")
-@click.option("--directory", type=click.Path(path_type=Path), help="Where the parts keep their data.")
+@click.option("--keep", is_flag=True, help="Leave all parts running until Ctrl-C and print their addresses.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="A folder for all data and case files, which is kept."
+)
 @json_flag
 @pass_choices
 def demo(choices: Choices, keep: bool, directory: Path | None) -> int:
-    """Start a chain, a broker and providers, buy a job, pay for it, verify the receipt."""
+    """Start a chain, a broker and three providers, let two requesters buy three jobs (a map, a train, a run), pay for
+    them, verify their case files.
+
+    Its folder goes when it ends, unless --directory names one.
+    """
     return load_demo()(choices.as_json, keep, directory)
 
 

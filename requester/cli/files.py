@@ -44,9 +44,9 @@ def write_result(path: Path, found: Finished, *, force: bool = False) -> list[st
     """Write a result in the form its name asks for; returns the names of what was written.
 
     Raises `Refused` under `output.form` (see `check_target`), `result.form` where the value does not fit the form,
-    `output.exists` where a directory holds such files; `Unavailable` under `file.write`.
+    `output.exists` where such a file is there already and `force` is not set; `Unavailable` under `file.write`.
     """
-    check_target(path)
+    check_target(path, force=force)
     try:
         if _is_directory(path):
             return _write_folder(path, found, force=force)
@@ -58,9 +58,10 @@ def write_result(path: Path, found: Finished, *, force: bool = False) -> list[st
         raise Refused(f"{error.message}; {kept}", rule=error.rule) from error
 
 
-def check_target(path: Path | None, *, folder: bool = True) -> None:
+def check_target(path: Path | None, *, folder: bool = True, force: bool = False) -> None:
     """Whether a result (of a `folder` job: its files) can be written there, asked before anything is signed; None is no
-    file at all. Raises `Refused` under `output.form`, or `load.package` where the form needs a package that is absent.
+    file at all. Raises `Refused` under `output.form`, `output.exists` where only `force` would overwrite a file, or
+    `load.package` where the form needs a package that is absent.
     """
     if path is None:
         return
@@ -74,6 +75,8 @@ def check_target(path: Path | None, *, folder: bool = True) -> None:
         raise Refused(message, rule="output.form")
     if not path.parent.is_dir():
         raise Refused(f"there is no folder {path.parent} for -o {path.name}; make it first", rule="output.form")
+    if known:
+        _check_absent(path, force=force)
     for package in NEEDED.get(path.suffix.lower(), ()) if known else ():
         need(package, f"-o {path}")
 
@@ -83,10 +86,18 @@ def _is_directory(path: Path) -> bool:
     return path.name not in ("", "..") and not path.suffix and (path.is_dir() or not path.exists())
 
 
+def _check_absent(path: Path, *, force: bool) -> None:
+    if not force and (path.exists() or path.is_symlink()):
+        raise Refused(f"{path} is there already; --force overwrites", rule="output.exists")
+
+
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
     try:
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        mode = beside.stat().st_mode
         write(beside)
+        beside.chmod(mode)  # a writer may have put a private file of its own there
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -109,8 +120,8 @@ def _write_folder(path: Path, found: Finished, *, force: bool) -> list[str]:
     except BadValue as error:
         raise Refused(f"the files cannot be written: {error}", rule="result.form") from error
     taken = [name for name in sorted(files) if (path / name).exists() or (path / name).is_symlink()]
-    if taken and not force:
-        raise Refused(f"{path / taken[0]} is there already; --force overwrites", rule="output.exists")
+    if taken:
+        _check_absent(path / taken[0], force=force)
     _check_below(path, files)
     for name, data in sorted(files.items()):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +216,11 @@ def _write_parquet(path: Path, found: Finished) -> None:
 
 def _write_packed(path: Path, found: Finished) -> None:
     if isinstance(found, MapResult):
-        raise Refused("a map has one packed value for each item; take .json or .npz", rule="result.form")
+        raise Refused(
+            "a map has one packed value for each item; take .json, .npy (values of one shape), .npz or .safetensors "
+            "(arrays, as item_0, item_1, …), .csv or .parquet (a row for each item)",
+            rule="result.form",
+        )
     data = found.packed if isinstance(found, JobResult | TrainResult) else b""
     path.write_bytes(data)
 

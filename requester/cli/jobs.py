@@ -14,7 +14,7 @@ from chain.base.units import format_credits
 from chain.runtime.clock import SystemClock
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices, pass_job
-from requester.cli.buying import HINT
+from requester.cli.buying import HINT, advising
 from requester.cli.files import check_target
 from requester.cli.options import TARGET, with_options
 from requester.cli.printing import print_result, say_retention, show_left
@@ -70,7 +70,7 @@ def jobs(choices: Choices) -> int:
         click.echo("no jobs yet; `tally run SCRIPT --cap CREDITS` makes one")
         return output.OK
     now = SystemClock().now()
-    head = ("job", "signed", "kind", "phase", "here", "credits", "kept for", "title")
+    head = ("job", "signed", "kind", "phase", "here", "credits", "kept until", "title")
     click.echo("\n".join(show_columns([head, *(_show(line, now) for line in lines)])))
     for line in lines:
         if line.here < line.total and is_going_soon(line.kept_until, now):
@@ -113,24 +113,25 @@ Examples:
 """
 )
 @pass_job
-@click.option("--partial", is_flag=True, help="Take what came, even where some segments have no value.")
+@click.option("--partial", is_flag=True, help="Take the values that came, even where some segments have none.")
 @with_options(TARGET)
 @json_flag
 @pass_choices
 def result(choices: Choices, /, job: str, out: Path | None, force: bool, partial: bool) -> int:
     """Wait for JOB (the beginning of its id) and print its result."""
-    check_target(out)
+    check_target(out, force=force)
     progress = Progress(quiet=choices.as_json)
 
     async def wait(market: AsyncMarket) -> int:
         row = market.store.find(job)
         documents = market.store.load_documents(row.id)
-        check_target(out, folder=documents.spec.entry is Entry.FOLDER)
+        check_target(out, folder=documents.spec.entry is Entry.FOLDER, force=force)
         here = count_here(market.store, row, documents) == documents.order.body.segments
         say_retention(row.id.hex(), read_kept_until(documents), here=here, quiet=choices.as_json)
         progress.job, progress.total = row.id.hex(), documents.order.body.segments
         async with progress.ticking():
-            found = await market.result(row.id, progress.hooks, partial=partial)
+            with advising(row.id.hex()):
+                found = await market.result(row.id, progress.hooks, partial=partial)
         return print_result(found, out, force=force, as_json=choices.as_json)
 
     try:

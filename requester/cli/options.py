@@ -36,7 +36,11 @@ LIMITS = (
 
 DIVISION = (
     click.option("--parallelism", type=int, help="Among how many providers at a time a map is divided (default 4)."),
-    click.option("--tolerance", type=int, help="Failed segments after which gaps are not offered again (default 0)."),
+    click.option(
+        "--tolerance",
+        type=int,
+        help="A map may have so many failed items; with more, what they left undone is not offered again (default 0).",
+    ),
 )
 
 TARGET = (
@@ -47,7 +51,7 @@ TARGET = (
         help="Write the result to a .json, .npy, .npz, .safetensors, .csv, .parquet or .bin file; the files of a "
         "folder job to a directory.",
     ),
-    click.option("--force", is_flag=True, help="Let -o DIR overwrite files."),
+    click.option("--force", is_flag=True, help="Let -o overwrite files."),
 )
 
 SENDING = (

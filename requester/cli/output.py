@@ -75,6 +75,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if traceback:
         say(escape(traceback).rstrip())
     say(f"tally: {escape(text)} [{escape(rule)}]")
+    for note in getattr(error, "__notes__", ()):
+        say(escape(note))
     return code
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from broker.protocol.jobs import Entry
 from chain.runtime.clock import SystemClock
 from requester.cli import output
 from requester.cli.files import get_value, write_result
 from requester.client.results import Finished, JobResult, MapResult, TrainResult
-from requester.client.texts import escape_line, show_size, show_span
+from requester.client.texts import escape_line, show_size
 from requester.client.timing import describe_retention, is_going_soon
 
 SHOWN_FAILURES = 10
@@ -27,6 +29,8 @@ def print_result(found: Finished, out: Path | None, *, force: bool = False, as_j
         click.echo("\n".join(f"wrote {name}" for name in written))
     else:
         click.echo(output.show_value(get_value(found)))
+    if isinstance(found, JobResult) and found.value is None and found.documents.spec.entry is not Entry.FUNCTION:
+        output.say("the script left nothing in its global `result`, so the value is None")
     _say_rest(found, bool(written))
     paid = "paid" if found.settled else "to be paid"
     output.say(f"{found.credits} credits {paid}, commission included; {found.checks} checks passed")
@@ -79,7 +83,7 @@ def say_retention(job: str, kept_until: int, *, here: bool, quiet: bool) -> None
 
 
 def show_left(kept_until: int, now: int) -> str:
-    """How long the broker still keeps outputs, for a table."""
+    """Until when (UTC) the broker keeps outputs, for a table."""
     if not kept_until:
         return "-"
-    return f"{show_span(kept_until - now)}" if kept_until > now else "gone"
+    return datetime.fromtimestamp(kept_until / 1_000, UTC).strftime("%Y-%m-%d %H:%M") if kept_until > now else "gone"

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from chain.base.keys import show_key
 from chain.base.units import format_credits
 from requester.cli.output import is_terminal, say
 from requester.client.news import Hooks, News
@@ -20,6 +21,9 @@ from requester.purchase.quote import Quote
 
 QUIET_SECONDS = 2.0
 """Silence after which the command shows that it still works."""
+
+KEY_SHOWN = 12
+"""Characters of a provider's did:key in a line."""
 
 PLAIN_SECONDS = 30.0
 """The same where stderr is no terminal: a line in a log file now and then."""
@@ -31,8 +35,8 @@ WORDS = {
     "running": "the lease is final; the provider is working",
     "delivered": "the result is being fetched and checked",
     "accepted": "the delivery passed every check and is accepted",
-    "settled": "paid",
 }
+"""Phases that are worth a line, in their order; that a job is paid stands at its end, beside its result or failure."""
 
 
 class Progress:
@@ -43,6 +47,7 @@ class Progress:
         self._quiet = quiet
         self.total = total
         self._what = "signing"
+        self._phase = ""
         self._served: dict[str, int] = {}
         self._since = self._last = time.monotonic()
         self._drawn = False
@@ -76,10 +81,9 @@ class Progress:
                 say(f"job {news.job}")
             case "output":
                 self._print(escape(news.output).rstrip("\n"))
-            case "phase":
-                self._what = WORDS.get(news.phase, self._what)
-                if news.phase in WORDS:
-                    self._print(self._what)
+            case "phase" if news.phase in WORDS and not self._is_past(news.phase):
+                self._phase, self._what = news.phase, WORDS[news.phase]
+                self._print(self._what)
             case "progress":
                 if self.total == 1:
                     self._what = f"{news.done} of {news.total} segments done"
@@ -88,6 +92,11 @@ class Progress:
                 self._print(f"{escape_line(news.text, limit=500)} [{escape_line(news.rule)}]; trying on")
             case _:
                 self._show_work(news)
+
+    def _is_past(self, phase: str) -> bool:
+        """Whether a later phase was shown already: leases that move apart tell of theirs in any order."""
+        order = list(WORDS)
+        return self._phase in order and order.index(phase) < order.index(self._phase)
 
     def _show_work(self, news: News) -> None:
         match news.kind:
@@ -143,8 +152,11 @@ class Progress:
 
 
 def name_provider(key: str) -> str:
-    """A provider in a line: the beginning of its key."""
-    return key[:8] or "a provider"
+    """A provider in a line: its did:key without the prefix, shortened; `key` is hex."""
+    try:
+        return f"{show_key(bytes.fromhex(key)).removeprefix('did:key:')[:KEY_SHOWN]}…" if key else "a provider"
+    except ValueError:
+        return escape_line(key, limit=KEY_SHOWN)
 
 
 def show_indices(indices: tuple[int, ...]) -> str:

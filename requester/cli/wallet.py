@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import tomllib
 from pathlib import Path
 
 import click
@@ -14,14 +14,15 @@ from chain.base.units import format_credits
 from chain.runtime.keystore import create_key, save_key
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
+from requester.cli.passphrases import ask, open_signer
 from requester.client.market import AsyncMarket
 from requester.client.settings import (
     PASSPHRASE,
     RequesterSettings,
     change_passphrase,
     get_passphrase,
+    get_settings_path,
     is_encrypted,
-    open_wallet,
     read_seed,
     write_settings,
 )
@@ -47,22 +48,41 @@ Examples:
 @click.option("--chain", metavar="URL", help="The chain node's address.")
 @click.option("--key", metavar="FILE", help="Your key file.")
 @click.option("--genesis", metavar="FILE", help="The chain's genesis file, for offline checks.")
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase for a new key.")
+@click.option("--passphrase", is_flag=True, help="Give a new key a passphrase: asked for, or TALLY_PASSPHRASE.")
 @json_flag
 @pass_choices
 def init(choices: Choices, /, passphrase: bool, **given: str | None) -> int:
     """Write the settings file, and make a key if there is none."""
     settings = choices.load(**given)
+    before = _read_file()
     path = write_settings(settings)
-    signer = open_wallet(settings) if settings.key_path.exists() else _make_key(settings, ask=passphrase)
+    changes = _describe_changes(before, _read_file())
+    has_key = settings.key_path.exists()
+    signer = open_signer(settings) if has_key else _make_key(settings, passphrase)
     key = show_key(signer.key)
     if choices.as_json:
         output.print_json(settings=str(path), key=key, key_file=str(settings.key_path))
         return output.OK
-    click.echo(f"settings  {path}\nkey file  {settings.key_path}\naddress   {key}")
+    click.echo(f"settings  {path} ({changes})")
+    click.echo(f"key file  {settings.key_path}{' (unchanged)' if has_key else ''}\naddress   {key}")
     if not asyncio.run(_is_funded(settings, signer)):
         output.say(FUND.format(key=key))
     return output.OK
+
+
+def _read_file() -> dict[str, str] | None:
+    """What the settings file itself holds; None where there is none."""
+    path = get_settings_path()
+    return tomllib.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _describe_changes(before: dict[str, str] | None, after: dict[str, str] | None) -> str:
+    """What the settings file holds that it did not hold before."""
+    if before is None or after is None:
+        return "new"
+    rows = [(name, before.get(name), after.get(name)) for name in RequesterSettings.__struct_fields__]
+    changes = [f"{name}: {now or 'none'}, was {was or 'none'}" for name, was, now in rows if was != now]
+    return "; ".join(changes) or "unchanged"
 
 
 async def _is_funded(settings: RequesterSettings, signer: Signer) -> bool:
@@ -94,13 +114,13 @@ def show(choices: Choices) -> int:
 
 
 @wallet.command()
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase.")
+@click.option("--passphrase", is_flag=True, help="Give it a passphrase: asked for, or TALLY_PASSPHRASE.")
 @json_flag
 @pass_choices
 def new(choices: Choices, passphrase: bool) -> int:
     """Make a new key; an existing one is never overwritten."""
     settings = choices.load()
-    signer = _make_key(settings, ask=passphrase)
+    signer = _make_key(settings, passphrase)
     if choices.as_json:
         output.print_json(key=show_key(signer.key), key_file=str(settings.key_path))
     else:
@@ -118,15 +138,17 @@ def backup(choices: Choices, file: Path) -> int:
     The passphrase is asked for, or taken from TALLY_BACKUP_PASSPHRASE. An existing file is never overwritten.
     """
     settings = choices.load()
-    seed = read_seed(settings.key_path, get_passphrase())
-    phrase = _ask_new("passphrase of the backup", BACKUP_PASSPHRASE)
+    seed = read_seed(settings.key_path, _unlock(settings.key_path, "passphrase of the key"))
+    phrase = ask("passphrase of the backup", BACKUP_PASSPHRASE, is_new=True)
     signer = save_key(file, seed, phrase)
     return _tell_key(choices, show_key(signer.key), file)
 
 
 @wallet.command(epilog="\b\nExamples:\n  tally wallet restore key-backup.pem")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase for the restored key file.")
+@click.option(
+    "--passphrase", is_flag=True, help="Give the restored key file a passphrase: asked for, or TALLY_PASSPHRASE."
+)
 @json_flag
 @pass_choices
 def restore(choices: Choices, file: Path, passphrase: bool) -> int:
@@ -137,8 +159,8 @@ def restore(choices: Choices, file: Path, passphrase: bool) -> int:
     settings = choices.load()
     if settings.key_path.exists():
         raise Refused(f"{settings.key_path} exists; keys are never overwritten", rule="key.exists")
-    seed = read_seed(file, _ask("passphrase of the backup", BACKUP_PASSPHRASE))
-    phrase = _ask_new("passphrase of the key", PASSPHRASE) if passphrase else get_passphrase()
+    seed = read_seed(file, ask("passphrase of the backup", BACKUP_PASSPHRASE))
+    phrase = ask("passphrase of the key", PASSPHRASE, is_new=True) if passphrase else get_passphrase()
     signer = save_key(settings.key_path, seed, phrase)
     return _tell_key(choices, show_key(signer.key), settings.key_path)
 
@@ -154,8 +176,8 @@ def passphrase(choices: Choices, remove: bool) -> int:
     asked for.
     """
     path = choices.load().key_path
-    old = _ask("present passphrase", PASSPHRASE) if is_encrypted(path) else None
-    new = None if remove else _ask_new("new passphrase", NEW_PASSPHRASE)
+    old = _unlock(path, "present passphrase")
+    new = None if remove else ask("new passphrase", NEW_PASSPHRASE, is_new=True)
     signer = change_passphrase(path, old, new)
     return _tell_key(choices, show_key(signer.key), path)
 
@@ -168,19 +190,15 @@ def _tell_key(choices: Choices, key: str, path: Path) -> int:
     return output.OK
 
 
-def _ask(what: str, variable: str) -> str:
-    phrase: str = os.environ.get(variable) or click.prompt(what, hide_input=True, err=True)
-    return phrase
+def _unlock(path: Path, what: str) -> str | None:
+    """The passphrase of a key file that has one."""
+    return ask(what, PASSPHRASE) if is_encrypted(path) else None
 
 
-def _ask_new(what: str, variable: str) -> str:
-    given = os.environ.get(variable)
-    phrase: str = given or click.prompt(what, hide_input=True, confirmation_prompt=True, err=True)
-    return phrase
-
-
-def _make_key(settings: RequesterSettings, *, ask: bool) -> Signer:
-    phrase = click.prompt("passphrase", hide_input=True, confirmation_prompt=True) if ask else get_passphrase()
+def _make_key(settings: RequesterSettings, wants_passphrase: bool) -> Signer:
+    if settings.key_path.exists():  # before anybody types a passphrase for it
+        raise Refused(f"{settings.key_path} exists; keys are never overwritten", rule="key.exists")
+    phrase = ask("passphrase of the key", PASSPHRASE, is_new=True) if wants_passphrase else get_passphrase()
     return create_key(settings.key_path, phrase)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ def test_detached_then_listed_then_taken_up(fake: FakeMarket, capsys: pytest.Cap
     assert Said(capsys, "result", job[:8]).out == "42\n"
     shown = Said(capsys, "jobs").out
     assert job[:16] in shown
-    assert shown.splitlines()[1].split()[3:] == ["run", "settled", "1/1", "1.02", "24", "h", "job.py"]
+    assert shown.splitlines()[1].split()[3:7] == ["run", "settled", "1/1", "1.02"]
+    kept = datetime.fromtimestamp(Said(capsys, "jobs", "--json").json["jobs"][0]["kept_until"] / 1_000, UTC)
+    assert shown.splitlines()[1].split()[7:] == [*f"{kept:%Y-%m-%d %H:%M}".split(), "job.py"]
     assert Said(capsys, "run", "job.py", "--cap", "2", "--detach", "--json").json["job"] != job
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from broker.protocol.jobs import Entry
 from broker.protocol.values import split, unpack
+from chain.base.keys import show_key
 from chain.base.units import MICRO
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause
@@ -49,8 +50,8 @@ def test_a_map_prints_its_values_in_order_and_says_who_serves_what(
     said = Said(capsys, "map", "sweep.py", "items.json", "--cap", "1", "--parallelism", "2")
     assert (said.code, said.out) == (0, "[0, 10, 20, 30, 40]\n")
     lines = said.err.splitlines()
-    assert f"{PROVIDER.key.hex()[:8]}: segments 0-2 open" in lines
-    assert f"{RIVAL.key.hex()[:8]}: segments 3-4 open" in lines
+    assert f"{show_key(PROVIDER.key)[8:20]}…: segments 0-2 open" in lines
+    assert f"{show_key(RIVAL.key)[8:20]}…: segments 3-4 open" in lines
     spec = fake.submitted[0].spec
     assert (spec.kind, spec.entry, spec.function, spec.parallelism) == (Kind.MAP, Entry.SCRIPT, "score", 2)
     assert [unpack(bytes(item)) for item in split(fake.blobs[spec.inputs])] == [1, 2, 3, 4, 5]
@@ -77,7 +78,10 @@ def test_a_failed_item_fails_the_map_unless_what_came_is_wanted(
     fake.deed = Deed(cause=Cause.PROGRAM, fails=3, trace="Traceback\nValueError: no\n", values=lambda index: index)
     said = Said(capsys, "map", "sweep.py", "items.json", "--cap", "1")
     assert said.code == 5
-    assert "segment 3: ValueError: no" in said.err.splitlines()[-1]
+    job = next(iter(fake.worlds)).hex()
+    assert "segment 3: ValueError: no" in said.err.splitlines()[-2]
+    assert said.err.splitlines()[-1] == f"`tally result {job[:16]} --partial` gives what came nevertheless"
+    assert "--partial` gives what came" in Said(capsys, "result", job).err
     Said(capsys, "map", "sweep.py", "items.json", "--cap", "1", "--json").fits("error")
     part = Said(capsys, "map", "sweep.py", "items.json", "--cap", "1", "--partial")
     assert (part.code, part.out) == (0, "[0, 1, 2, None, None]\n")

@@ -68,8 +68,37 @@ def test_what_is_written_is_read_back(tmp_path: Path, name: str, value: Any) -> 
 def test_tables_of_pandas_and_arrow_are_written_as_they_are(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1, 2]})
     for value in (frame, frame["a"], pa.table({"a": [1, 2]})):
-        write_result(tmp_path / "t.parquet", make_result(value))
+        write_result(tmp_path / "t.parquet", make_result(value), force=True)
         assert load(tmp_path / "t.parquet")["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.npz", "r.safetensors", "r.bin"])
+def test_a_file_is_overwritten_only_on_demand_and_all_have_the_same_mode(tmp_path: Path, name: str) -> None:
+    path, found = tmp_path / name, make_result({"w": np.ones(2)})
+    write_result(path, found)
+    (tmp_path / "plain").touch(0o644)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    path.write_bytes(b"mine")
+    for write in (lambda: check_target(path), lambda: write_result(path, found)):
+        with pytest.raises(Refused, match="--force overwrites") as refused:
+            write()
+        assert (refused.value.rule, path.read_bytes()) == ("output.exists", b"mine")
+    check_target(path, force=True)
+    write_result(path, found, force=True)
+    assert path.read_bytes() != b"mine"
+
+
+def test_a_link_that_leads_nowhere_counts_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "r.json").symlink_to(tmp_path / "absent")
+    with pytest.raises(Refused) as refused:
+        check_target(tmp_path / "r.json")
+    assert refused.value.rule == "output.exists"
+
+
+def test_the_packed_bytes_of_a_map_are_refused_with_all_forms_that_work(tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        write_result(tmp_path / "m.bin", make_result([1], "map"))
+    assert all(form in refused.value.message for form in set(WRITERS) - {".bin"})
 
 
 def test_a_map_is_written_item_by_item(tmp_path: Path) -> None:

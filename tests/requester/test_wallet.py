@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from chain.base.errors import Refused, Unavailable
 from chain.base.keys import show_key
 from chain.runtime import keystore
+from requester.cli import passphrases
 from requester.client import settings
 from requester.client.settings import change_passphrase, is_encrypted, read_seed
 from tests.requester.fakes import FakeMarket, install
@@ -97,16 +98,52 @@ def test_passphrases_are_asked_for_where_no_variable_answers(
         return "typed"
 
     monkeypatch.setattr("click.prompt", prompt)
+    monkeypatch.setattr(passphrases, "is_terminal", lambda: True)
     assert Said(capsys, "wallet", "backup", "b.pem").code == 0
     (home / "requester" / "key.pem").unlink()
     assert Said(capsys, "wallet", "restore", "b.pem", "--passphrase").code == 0
+    assert Said(capsys, "wallet").out.startswith(f"address  {ADDRESS}\n")
+    assert Said(capsys, "--key", "n.pem", "wallet", "new", "--passphrase").code == 0
+    assert is_encrypted(home / "n.pem")
+    assert Said(capsys, "--key", "n.pem", "wallet", "new", "--passphrase").err.endswith("[key.exists]\n")
     assert Said(capsys, "wallet", "passphrase", "--remove").code == 0
     assert asked == [
         ("passphrase of the backup", True),
         ("passphrase of the backup", False),
         ("passphrase of the key", True),
+        ("passphrase of the key", False),
+        ("passphrase of the key", True),
         ("present passphrase", False),
     ]
+
+
+def test_without_a_terminal_nobody_is_asked_and_the_variable_is_named(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prompt(*_: Any, **__: Any) -> str:
+        raise AssertionError("somebody was asked")
+
+    monkeypatch.setattr("click.prompt", prompt)
+    monkeypatch.setattr(passphrases, "is_terminal", lambda: False)
+    rows = [
+        (("wallet", "backup", "b.pem"), "TALLY_BACKUP_PASSPHRASE"),
+        (("wallet", "passphrase"), "TALLY_NEW_PASSPHRASE"),
+        (("--key", "n.pem", "wallet", "new", "--passphrase"), "TALLY_PASSPHRASE"),
+        (("--key", "n.pem", "init", "--passphrase"), "TALLY_PASSPHRASE"),
+        (("--key", "n.pem", "wallet", "restore", "b.pem"), "TALLY_BACKUP_PASSPHRASE"),
+    ]
+    for arguments, variable in rows:
+        said = Said(capsys, *arguments)
+        assert (said.code, said.err.splitlines()[-1].endswith(f"set {variable} [key.passphrase]")) == (1, True), (
+            said.err
+        )
+    key = home / "requester" / "key.pem"
+    change_passphrase(key, None, "secret")
+    for arguments in (("wallet",), ("wallet", "passphrase"), ("wallet", "backup", "b.pem"), ("providers",), ("init",)):
+        assert Said(capsys, "--key", str(key), *arguments).err.endswith("set TALLY_PASSPHRASE [key.passphrase]\n"), (
+            arguments
+        )
+    assert not (home / "b.pem").exists() and not (home / "n.pem").exists()
 
 
 def test_what_is_no_key_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
