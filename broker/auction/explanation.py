@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from broker.auction.matching import Mismatch, Survey, show_bytes
+from broker.auction.matching import Mismatch, Survey, show_bytes, show_cores, show_span
 from broker.auction.scoring import compute_weight
 from broker.protocol.jobs import JobSpec, Level
 from broker.protocol.messages import Decline, Reason
@@ -103,16 +103,36 @@ def _describe(one: Mismatch) -> str:
         case Reason.MEMORY if one.nearest:
             return f"ask for {show_bytes(one.nearest)} of memory instead of {show_bytes(one.asked)}"
         case Reason.CORES if one.nearest:
-            return f"ask for {one.nearest} millicores instead of {one.asked}"
+            return f"ask for {show_cores(one.nearest)} instead of {show_cores(one.asked)}"
         case Reason.WALL if one.nearest:
-            return f"limit a segment to {one.nearest} ms instead of {one.asked} ms"
+            return f"limit a segment (wall) to {show_span(one.nearest)} instead of {show_span(one.asked)}"
         case Reason.DEADLINE if one.nearest:
-            return f"put the deadline at least {one.nearest} ms ahead"
+            return f"put the deadline (within) at least {show_span(one.nearest)} ahead"
         case Reason.LEVEL if one.nearest < len(Level):
-            return f"ask for isolation {list(Level)[one.nearest]}"
+            return f"ask for isolation (level) {list(Level)[one.nearest]}"
+        case Reason.RUNTIME:
+            return f"{_describe_runtime(one.text)}{_say(one.text)}"
         case Reason.BUSY if one.nearest:
-            return f"put the deadline {-(-one.nearest // 1_000)} s later, or allow a longer auction"
+            return f"put the deadline (within) {show_span(_round_up(one.nearest))} later, or allow a longer auction"
         case Reason.BUSY:
             return "try again later or allow a longer auction, it is busy"
         case _:
-            return f"{one.reason}: {one.text}" if one.text else str(one.reason)
+            return f"{one.reason}{_say(one.text)}"
+
+
+def _describe_runtime(text: str) -> str:
+    """By the words of `broker.auction.matching`; a provider may say it in others."""
+    if text.startswith("needs Python"):
+        return "ask for another Python (python)"
+    if text.startswith("needs the package"):
+        return "ask for fewer packages (packages)"
+    return "ask for another Python (python) or for fewer packages (packages)"
+
+
+def _say(text: str) -> str:
+    return f": {text}" if text else ""
+
+
+def _round_up(milliseconds: int) -> int:
+    """To whole seconds."""
+    return -(-milliseconds // 1_000) * 1_000

@@ -114,6 +114,23 @@ def show_bytes(size: int) -> str:
     return f"{size // 10**6} MB" if size >= 10**6 else f"{size} bytes"
 
 
+def show_span(milliseconds: int) -> str:
+    """A span for people, exact: `48 h`, `90 s`, `0.25 s`."""
+    for unit, size in (("h", 3_600_000), ("min", 60_000)):
+        if milliseconds >= 2 * size and milliseconds % size == 0:
+            return f"{milliseconds // size} {unit}"
+    return f"{_show_thousandths(milliseconds)} s"
+
+
+def show_cores(millicores: int) -> str:
+    """Cores for people, exact: `1 core`, `0.5 cores`."""
+    return f"{_show_thousandths(millicores)} core{'' if millicores == 1_000 else 's'}"
+
+
+def _show_thousandths(number: int) -> str:
+    return f"{number // 1_000}.{number % 1_000:03}".rstrip("0").rstrip(".")
+
+
 def _runtime(offer: Offer, wanted: Wanted) -> Mismatch | None:
     runtime = wanted.spec.runtime
     pythons = sorted({one.python for one in offer.runtimes})
@@ -124,7 +141,7 @@ def _runtime(offer: Offer, wanted: Wanted) -> Mismatch | None:
         text = f"needs Python {runtime.python}; here is {', '.join(pythons) or 'none'}"
     else:
         missing = min((sorted(set(runtime.packages) - set(one.packages)) for one in same), key=len)
-        text = f"needs the packages {', '.join(missing)}"
+        text = f"needs the package{'s' * (len(missing) > 1)} {', '.join(missing)}"
     return Mismatch(Reason.RUNTIME, 0, 0, text[:500])
 
 
@@ -140,7 +157,7 @@ def _cores(offer: Offer, wanted: Wanted) -> Mismatch | None:
     asked = wanted.spec.resources.millicores
     if asked <= offer.millicores:
         return None
-    text = f"asks for {asked} millicores; at most {offer.millicores} here"
+    text = f"asks for {show_cores(asked)}; at most {show_cores(offer.millicores)} here"
     return Mismatch(Reason.CORES, asked, offer.millicores, text)
 
 
@@ -154,7 +171,7 @@ def _level(offer: Offer, wanted: Wanted) -> Mismatch | None:
 def _wall(offer: Offer, wanted: Wanted) -> Mismatch | None:
     if wanted.order.segment_wall <= offer.segment_wall:
         return None
-    text = f"a segment may take {wanted.order.segment_wall} ms; at most {offer.segment_wall} ms here"
+    text = f"a segment may take {show_span(wanted.order.segment_wall)}; at most {show_span(offer.segment_wall)} here"
     return Mismatch(Reason.WALL, wanted.order.segment_wall, offer.segment_wall, text)
 
 
@@ -167,7 +184,8 @@ def _deadline(offer: Offer, wanted: Wanted) -> Mismatch | None:
     left = max(0, wanted.order.deadline - wanted.now)
     if needed <= left:
         return None
-    text = f"may take {needed} ms with {offer.slots} lanes; the deadline is {left} ms away"
+    lanes = "1 lane" if offer.slots == 1 else f"{offer.slots} lanes"
+    text = f"may take {show_span(needed)} with {lanes}; the deadline is {show_span(left)} away"
     return Mismatch(Reason.DEADLINE, left, needed, text)
 
 

@@ -12,8 +12,10 @@ import hashlib
 import os
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ import msgspec
 
 from broker.protocol.folders import pack_folder as pack_files
 from broker.protocol.jobs import Entry
+from broker.protocol.tables import find_kind
 from broker.protocol.values import BadValue, CannotCarry, measure, pack_list, pack_parts
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import compute_digest
@@ -31,6 +34,13 @@ from requester.store.blobs import SMALL_BYTES, BlobFolder
 
 if TYPE_CHECKING:
     from broker.protocol.containers import Part
+
+
+TABLES = frozenset({"pandas", "pyarrow"})
+"""Packages whose tables are values."""
+
+MAX_WALKED = 100_000
+"""Parts of a value that are looked at for tables; who sends more names the package."""
 
 
 class Inputs:
@@ -83,13 +93,16 @@ class Code(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """A job without its limits and its price. `items` are the digests of a `map`'s items."""
+    """A job without its limits and its price. `items` are the digests of a `map`'s items; `packages` are those without
+    which nobody can read its inputs.
+    """
 
     kind: Kind
     code: Code
     inputs: Inputs
     items: tuple[bytes, ...] = ()
     segments: int = 1
+    packages: tuple[str, ...] = ()
 
     @property
     def item_root(self) -> bytes | None:
@@ -155,19 +168,24 @@ def make_run(code: Code, args: Sequence[Any], kwargs: dict[str, Any]) -> Work:
 
     Raises `Refused` under `value.carry` for an argument that can't be carried.
     """
-    return Work(Kind.RUN, code, Inputs(_pack((tuple(args), kwargs), "arguments")))
+    inputs = (tuple(args), kwargs)
+    return Work(Kind.RUN, code, Inputs(_pack(inputs, "arguments")), packages=find_packages(inputs))
 
 
 def make_map(code: Code, items: Iterable[Any]) -> Work:
     """One call of `function(item)` for each item. Raises `Refused` under `value.carry`, `map.items` for none or too
     many.
     """
-    rows = [_pack(item, f"items[{number}]") for number, item in enumerate(items)]
+    packages: set[str] = set()
+    rows = []
+    for number, item in enumerate(items):
+        rows.append(_pack(item, f"items[{number}]"))
+        packages.update(find_packages(item))
     if not rows:
         raise Refused("a map needs at least one item", rule="map.items")
     digests = tuple(map(_hash, rows))
     try:
-        return Work(Kind.MAP, code, Inputs(pack_list(rows)), digests, len(rows))
+        return Work(Kind.MAP, code, Inputs(pack_list(rows)), digests, len(rows), tuple(sorted(packages)))
     except BadValue as error:
         raise Refused(f"these items cannot be sent: {error}", rule="map.items") from error
 
@@ -176,7 +194,29 @@ def make_train(code: Code, state: Any, steps: int) -> Work:
     """`steps` calls of `step(state, index)`, each given what the one before returned. Raises `Refused` under
     `value.carry`.
     """
-    return Work(Kind.TRAIN, code, Inputs(_pack(state, "state")), (), steps)
+    return Work(Kind.TRAIN, code, Inputs(_pack(state, "state")), (), steps, find_packages(state))
+
+
+def find_packages(value: object) -> tuple[str, ...]:
+    """The packages whose tables are among the first `MAX_WALKED` parts of a value; whoever has them not cannot read it.
+
+    Where none of these packages is loaded there is no such table, and nothing is looked at.
+    """
+    if not TABLES & sys.modules.keys():
+        return ()
+    found: set[str] = set()
+    pending = deque([value])
+    for _ in range(MAX_WALKED):
+        if not pending:
+            break
+        here = pending.popleft()
+        if isinstance(here, dict):
+            pending.extend(here.values())
+        elif isinstance(here, list | tuple):
+            pending.extend(islice(here, MAX_WALKED))
+        elif find_kind(here):
+            found.add(type(here).__module__.partition(".")[0])
+    return tuple(sorted(found))
 
 
 def _pack(value: Any, name: str) -> list[Part]:

@@ -29,11 +29,13 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     `output` in bytes or as `512MiB`; `wall` in seconds or as `10min`, and so `acceptance`: how long after delivery your
     silence accepts; `within`: how long after signing the work is done at the latest, which is the time it may wait
     behind other jobs (None: an hour, for longer jobs twice the least they need); `auction`: how long after signing bids
-    are waited for at most, when somebody is silent or all are busy; `packages` are those the job imports.
+    are waited for at most, when somebody is silent or all are busy; `packages` are those the job imports,
+    to which pandas or pyarrow is added where its inputs hold their tables.
 
     `memory`, `wall`, `cores` and `output` are limits of one segment; `cap` is for all of them. A `map` is divided among
-    at most `parallelism` providers at a time (None: four); once more than `tolerance` of its segments have failed, what
-    lies behind a failed one is not offered again.
+    at most `parallelism` providers at a time (None: four). Up to `tolerance` of its items may fail: the others are
+    done, and there is a result with None in the places of the failed ones. Once more have failed, what lies behind a
+    failed one is not offered again, and the job fails.
     """
 
     cap: str | float | None = None
@@ -93,7 +95,7 @@ def make_spec(work: Work, wishes: Wishes) -> JobSpec:
             code_bytes=len(work.code.blob),
             inputs=work.inputs.digest,
             input_bytes=work.inputs.size,
-            runtime=Runtime(wishes.python or get_python(), tuple(sorted(set(wishes.packages)))),
+            runtime=Runtime(wishes.python or get_python(), tuple(sorted({*wishes.packages, *work.packages}))),
             resources=resources,
             level=Level(wishes.level),
             seed=wishes.seed,

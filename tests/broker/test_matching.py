@@ -17,6 +17,8 @@ from broker.auction.matching import (
     find_mismatches,
     iterate_reasons,
     show_bytes,
+    show_cores,
+    show_span,
     survey,
 )
 from broker.protocol.jobs import Level, Resources, Runtime
@@ -43,7 +45,7 @@ LEFT = 200_000
 CLAUSES: list[tuple[Reason, dict[str, Any], dict[str, Any], dict[str, Any], int, str]] = [
     (Reason.RUNTIME, {"runtimes": (Runtime("3.12", ("numpy",)),)}, {}, {}, 0, "needs Python 3.11; here is 3.12"),
     (Reason.RUNTIME, {"runtimes": ()}, {}, {}, 0, "here is none"),
-    (Reason.RUNTIME, {"runtimes": (Runtime("3.11", ()),)}, {}, {}, 0, "needs the packages numpy"),
+    (Reason.RUNTIME, {"runtimes": (Runtime("3.11", ()),)}, {}, {}, 0, "needs the package numpy"),
     (
         Reason.MEMORY,
         {"memory_bytes": 20 * GB},
@@ -52,11 +54,18 @@ CLAUSES: list[tuple[Reason, dict[str, Any], dict[str, Any], dict[str, Any], int,
         20 * GB,
         "asks for 24.0 GB of memory; at most 20.0 GB here",
     ),
-    (Reason.CORES, {"millicores": 999}, {}, {}, 999, "asks for 1000 millicores; at most 999 here"),
+    (Reason.CORES, {"millicores": 999}, {}, {}, 999, "asks for 1 core; at most 0.999 cores here"),
     (Reason.LEVEL, {"level": Level.NS}, {"level": Level.NS_CGROUP}, {}, 0, "asks for isolation ns+cgroup; ns here"),
-    (Reason.WALL, {"segment_wall": 59_999}, {}, {}, 59_999, "a segment may take 60000 ms; at most 59999 ms here"),
+    (Reason.WALL, {"segment_wall": 59_999}, {}, {}, 59_999, "a segment may take 60 s; at most 59.999 s here"),
     (Reason.BUSY, {"slots": 0}, {}, {"deadline": NOW + 10**6}, 0, "takes no jobs"),
-    (Reason.DEADLINE, {}, {}, {"deadline": NOW + 89_999}, 90_000, "may take 90000 ms with 2 lanes"),
+    (
+        Reason.DEADLINE,
+        {},
+        {},
+        {"deadline": NOW + 89_999},
+        90_000,
+        "with 2 lanes; the deadline is 89.999 s away",
+    ),
     (Reason.BOND, {"bond_free": 0}, {}, {}, 0, "has no bond that is free"),
 ]
 
@@ -130,7 +139,7 @@ def test_an_estimate_names_lowest_and_median() -> None:
 ADVICE: list[tuple[str, list[Offer], str]] = [
     ("nobody is there", [], "no provider is connected"),
     ("too little memory", [offer_at(0, 5, memory_bytes=1)], "ask for 1 bytes of memory instead of 268 MB"),
-    ("one of two fits", [offer_at(0, 5), offer_at(1, 5, millicores=999)], "ask for 999 millicores"),
+    ("one of two fits", [offer_at(0, 5), offer_at(1, 5, millicores=999)], "ask for 0.999 cores"),
     ("all too dear", [offer_at(0, 2_000_001)], "raise the limit"),
 ]
 
@@ -218,18 +227,18 @@ def test_fewer_changes_go_before_smaller_ones() -> None:
         make_offer(signer=PROVIDERS[1], millicores=500),
     ]
     found = survey(offers, make_order(), make_spec(), NOW)
-    assert "ask for 500 millicores instead of 1000" in explain_to(found).text
+    assert "ask for 0.5 cores instead of 1 core" in explain_to(found).text
 
 
 TEXTS: list[tuple[Reason, int, str]] = [
-    (Reason.WALL, 30_000, "limit a segment to 30000 ms instead of 60000 ms"),
-    (Reason.DEADLINE, 95_000, "put the deadline at least 95000 ms ahead"),
-    (Reason.LEVEL, 0, "ask for isolation ns"),
+    (Reason.WALL, 30_000, "limit a segment (wall) to 30 s instead of 60 s"),
+    (Reason.DEADLINE, 95_000, "put the deadline (within) at least 95 s ahead"),
+    (Reason.LEVEL, 0, "ask for isolation (level) ns"),
     (Reason.BUSY, 0, "try again later"),
-    (Reason.BUSY, 700, "put the deadline 1 s later"),
+    (Reason.BUSY, 700, "put the deadline (within) 1 s later"),
     (Reason.POLICY, 0, "policy: no strangers"),
     (Reason.MEMORY, 0, "memory: no strangers"),
-    (Reason.RUNTIME, 0, "runtime: no strangers"),
+    (Reason.RUNTIME, 0, "ask for another Python (python) or for fewer packages (packages): no strangers"),
 ]
 
 
@@ -238,6 +247,39 @@ def test_each_reason_has_words(reason: Reason, nearest: int, text: str) -> None:
     declines = [make_decline(make_order(), reason=reason, nearest=nearest, text="no strangers")]
     why = explain_to(NOBODY, declines)
     assert (why.lowest, text in why.text) == (0, True), why.text
+
+
+@pytest.mark.parametrize(
+    ("runtime", "change"),
+    [
+        (Runtime("3.12", ("numpy",)), "ask for another Python (python): needs Python 3.11; here is 3.12"),
+        (Runtime("3.11", ()), "ask for fewer packages (packages): needs the package numpy"),
+    ],
+)
+def test_a_runtime_that_nobody_has_says_what_to_change(runtime: Runtime, change: str) -> None:
+    found = survey([make_offer(runtimes=(runtime,))], make_order(), make_spec(), NOW)
+    assert explain_to(found).text == f"the only provider does not fit; the smallest change: {change}"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [
+        (0, "0 s"),
+        (250, "0.25 s"),
+        (90_000, "90 s"),
+        (3_600_000, "60 min"),
+        (172_800_000, "48 h"),
+        (3_600_001, "3600.001 s"),
+    ],
+)
+def test_spans_for_people_are_exact(milliseconds: int, shown: str) -> None:
+    """They are said as what would do; a rounded one might not."""
+    assert show_span(milliseconds) == shown
+
+
+@pytest.mark.parametrize(("millicores", "shown"), [(1_000, "1 core"), (2_000, "2 cores"), (1, "0.001 cores")])
+def test_cores_for_people(millicores: int, shown: str) -> None:
+    assert show_cores(millicores) == shown
 
 
 def test_a_decline_goes_before_what_the_offer_says() -> None:

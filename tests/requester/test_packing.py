@@ -7,6 +7,8 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +20,19 @@ from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import compute_digest
 from chain.base.merkle import compute_root
 from chain.ledger.terms.agreement import Kind
-from requester.client import sources
-from requester.client.packing import Inputs, make_map, make_train, pack_code, pack_function, pack_source, split_source
+from requester.client import packing, sources
+from requester.client.packing import (
+    Inputs,
+    find_packages,
+    make_map,
+    make_run,
+    make_train,
+    pack_code,
+    pack_function,
+    pack_source,
+    split_source,
+)
+from requester.client.wishes import Wishes, make_spec
 from requester.store.blobs import BlobFolder
 
 ONE = b"def only(item):\n    return item\n"
@@ -112,6 +125,31 @@ def test_a_train_names_the_functions_that_are_there() -> None:
         sources.choose_function(ONE, Path("a.py"), Kind.TRAIN, "")
     with pytest.raises(Refused, match=r"defines no function, no step; .* a\.py:NAME"):
         sources.choose_function(b"x = 1\n", Path("a.py"), Kind.TRAIN, "")
+
+
+def test_a_table_among_the_inputs_asks_for_its_package() -> None:
+    """Whoever has it not could not read the inputs, and the job would fail there, and be paid."""
+    frame, table = pandas.DataFrame({"a": [1]}), pyarrow.table({"a": [1]})
+    code = pack_function(len)
+    assert make_run(code, (1, [frame]), {}).packages == ("pandas",)
+    assert make_run(code, (), {"x": {"y": (table, frame["a"])}}).packages == ("pandas", "pyarrow")
+    assert make_map(code, iter([1, table])).packages == ("pyarrow",)
+    assert make_train(code, {"state": frame}, 2).packages == ("pandas",)
+    assert make_run(code, (1, "pandas", [np.zeros(3)]), {"pandas": 1}).packages == ()
+    packages = make_spec(make_run(code, (frame,), {}), Wishes(packages=("scipy",))).runtime.packages
+    assert packages == ("pandas", "scipy")
+
+
+def test_without_a_package_of_tables_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "TABLES", frozenset({"no_such_package"}))
+    monkeypatch.setattr(packing, "find_kind", None)
+    assert find_packages([1]) == ()
+
+
+def test_no_more_of_a_value_is_looked_at_than_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MAX_WALKED", 3)
+    assert find_packages([1, pandas.Series([1])]) == ("pandas",)
+    assert find_packages([1, 2, pandas.Series([1])]) == ()
 
 
 def test_a_source_is_a_path_with_or_without_a_function(tmp_path: Path) -> None:
