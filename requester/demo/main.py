@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chain.base.errors import TallyError, Unavailable
+from requester.demo.beat import Beat
 from requester.demo.play import TRAINER, Stage, play
 from requester.demo.screen import Screen
 from requester.demo.world import World
@@ -54,16 +55,18 @@ async def _tell(as_json: bool, keep: bool, directory: Path | None) -> int:
     screen = Screen(out, is_live=out.isatty())
     started = time.monotonic()
     async with _open_world(directory, keep, screen.say) as world:
-        screen.say("starting one chain node, one broker and three providers …")
-        await world.start()
+        beat = Beat(screen)
+        async with beat.running():
+            await world.start(tell=beat.tell)
         screen.say(f"chain      {world.chain_url}\nbroker     {world.broker_url}\nproviders  ada, bell, cray (dearer)")
-        ending = replace(await play(Stage(world, screen)), seconds=time.monotonic() - started)
+        ending = await play(Stage(world, screen))
+        ending = replace(ending, seconds=time.monotonic() - started, is_kept=directory is not None)
         if as_json:
             print(json.dumps(ending.to_json(), allow_nan=False), flush=True)  # noqa: T201  # for machines
         else:
             screen.say("\n".join(ending.to_lines()))
         if keep:
-            await _stay(world, screen.say)
+            await _stay(world, screen.say, is_kept=directory is not None)
         return 1 if ending.problems else 0
 
 
@@ -99,10 +102,12 @@ async def _finish(work: Coroutine[Any, Any, None]) -> None:
         raise asyncio.CancelledError
 
 
-async def _stay(world: World, say: Callable[[str], None]) -> None:
+async def _stay(world: World, say: Callable[[str], None], *, is_kept: bool) -> None:
+    rest = "the folder stays" if is_kept else "removes the folder (--directory FOLDER keeps one)"
     say(
-        f"\neverything keeps running; stop it with Ctrl-C\n  chain   {world.chain_url}\n  broker  {world.broker_url}"
-        f"\n  folder  {world.folder}\n  try     TALLY_HOME={world.folder / TRAINER} tally jobs"
+        f"\neverything keeps running; Ctrl-C stops it, and {rest}\n  chain   {world.chain_url}"
+        f"\n  broker  {world.broker_url}\n  folder  {world.folder}"
+        f"\n  try     TALLY_HOME={world.folder / TRAINER} tally jobs"
     )
     with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how a kept market ends
         await asyncio.Event().wait()

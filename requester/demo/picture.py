@@ -91,6 +91,13 @@ class Picture:
         """Keep a line for the foot of the picture."""
         self.recent.append(text)
 
+    def describe_last(self) -> str:
+        """How far the job is that was ordered last."""
+        if not self.jobs:
+            return ""
+        job = list(self.jobs.values())[-1]
+        return f"{job.name} {job.phase}, {job.progress} of {job.total} segment(s)"
+
     # ---- one kind of line each ----
 
     def _hear_phase(self, job: JobPicture, line: Mapping[str, Any], _now: float) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from chain.base.errors import TallyError, Unavailable
 from chain.runtime.processes import end_process
+from requester.demo.beat import Beat
 from requester.demo.picture import Picture
 from requester.demo.report import CaseCheck, Ending, JobEnding
 from requester.demo.screen import Screen, make_sayer
@@ -45,6 +46,7 @@ class Stage:
     within: float = 240
 
     def __post_init__(self) -> None:
+        self.beat = Beat(self.screen)
         self.names: dict[str, str] = {}
         self.picture = Picture(self.names, time.monotonic())
         self.say: Callable[[str], None] = make_sayer(self.screen, self.picture.say)
@@ -57,13 +59,16 @@ async def play(stage: Stage) -> Ending:
     ending, and what leans on it is left out.
     """
     world = stage.world
+    stage.beat.tell(f"giving {SEARCHER} and {TRAINER} keys and credits")
     homes = {name: await world.add_requester(name) for name in (SEARCHER, TRAINER)}
     stage.names |= {key.hex(): name for name, key in world.accounts.items()}
     before, supply_before = await _read_balances(world), await world.chain.supply()
     with _show(stage):
         choice, judged = await _buy_all(stage, homes)
     orders = [(owner, line) for owner, line in stage.told if line["kind"] == "order"]
-    jobs = await asyncio.gather(*(_read_job(stage, homes, owner, line) for owner, line in orders))
+    async with stage.beat.running():
+        stage.beat.tell("writing a case file of each job and verifying it offline")
+        jobs = await asyncio.gather(*(_read_job(stage, homes, owner, line) for owner, line in orders))
     return Ending(
         seconds=time.monotonic() - stage.picture.started,
         jobs=[job for job in jobs if job is not None],
@@ -95,6 +100,7 @@ async def _buy_all(stage: Stage, homes: Mapping[str, Path]) -> tuple[dict[str, A
 
 async def _run_buyer(stage: Stage, name: str, home: Path, words: Sequence[str]) -> dict[str, Any]:
     """Run a buyer to its end and return its last word. Raises `Unavailable` (`demo.buyer`) where it fails."""
+    stage.beat.note(f"{name} starts and prepares what to buy")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "requester.demo.buyer", *words,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
@@ -110,6 +116,7 @@ async def _run_buyer(stage: Stage, name: str, home: Path, words: Sequence[str]) 
                 stage.told.append((name, line))
             for text in stage.picture.hear(name, line, time.monotonic()):
                 stage.say(text)
+            stage.beat.note(stage.picture.describe_last())
         if await process.wait() != 0 or line.get("kind") != "result":
             why = line.get("text") if line.get("kind") == "failed" else None
             raise Unavailable(f"{name}'s job was not bought: {why or 'the buyer died'}", rule="demo.buyer")
@@ -120,7 +127,7 @@ async def _run_buyer(stage: Stage, name: str, home: Path, words: Sequence[str]) 
 
 @contextlib.contextmanager
 def _show(stage: Stage) -> Iterator[None]:
-    """While inside, the chain's height is asked for, and a live screen is redrawn."""
+    """While inside, the chain's height is asked for, and a live screen is redrawn; another one shows signs of life."""
 
     async def ask() -> None:
         while True:
@@ -133,7 +140,7 @@ def _show(stage: Stage) -> Iterator[None]:
             stage.screen.draw(stage.picture.draw(time.monotonic()))
             await asyncio.sleep(FRAME_SECONDS)
 
-    tasks = [asyncio.ensure_future(work()) for work in ((ask, draw) if stage.screen.is_live else ())]
+    tasks = [asyncio.ensure_future(work()) for work in ((ask, draw) if stage.screen.is_live else (stage.beat.run,))]
     try:
         yield
         stage.screen.draw(stage.picture.draw(time.monotonic()))

@@ -19,6 +19,10 @@ LEAST_JOBS, LEAST_SEGMENTS = 3, 57
 """What the demo must buy."""
 
 
+GONE = "           (removed with the demo's folder when it ends; --directory FOLDER keeps them)"
+"""Where the case files do not outlast the demo."""
+
+
 @dataclass(frozen=True)
 class CaseCheck:
     """One case file and what its offline check said: `passed` of `checks` passed, none failed if `verified`; `why` says
@@ -96,7 +100,8 @@ class Ending:
     """Everything that was read back at the end of the demo.
 
     `before` and `after` are balances plus bonds by name, in micro-credits; `choice` and `judged` are the last words of
-    the two buyers; `faults` are what went wrong on the way.
+    the two buyers; `faults` are what went wrong on the way; `is_kept`
+    says whether the case files outlast the demo.
     """
 
     seconds: float
@@ -110,6 +115,7 @@ class Ending:
     supply_after: Supply
     restarts: Sequence[str] = ()
     faults: Sequence[str] = ()
+    is_kept: bool = True
 
     @property
     def burned(self) -> int:
@@ -217,6 +223,7 @@ class Ending:
             *self._balances(),
             "",
             *(self._case(job) for job in self.jobs),
+            *([] if self.is_kept else [GONE]),
             (
                 f"credits    {format_credits(was.total)} before = {format_credits(now.total)} after"
                 f" + {format_credits(self.burned)} burned: {'conserved' if self.is_conserved else 'NOT CONSERVED'}"

@@ -13,17 +13,19 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Screen:
-    """Writes to `out`. `is_live` says whether it redraws; a frame never holds more lines or columns than there are, so
-    that the cursor goes back to where the frame began.
+    """Writes to `out`; `said` counts what stays. `is_live` says whether it redraws; a frame never holds more lines or
+    columns than there are, so that the cursor goes back to where the frame began.
     """
 
     def __init__(self, out: TextIO, is_live: bool) -> None:
         self.is_live = is_live
+        self.said = 0
         self._out = out
         self._height = 0
 
     def say(self, line: str) -> None:
         """A line that stays; on a live screen above the frame, which is drawn anew afterwards."""
+        self.said += 1
         self._out.write(f"{self._go_back()}{line}\n")
         self._out.flush()
 

@@ -79,20 +79,31 @@ class World:
         """The genesis file: all that an offline check needs to know of the chain."""
         return self.folder / "chain" / "genesis.json"
 
-    async def start(self, providers: Sequence[ProviderPlan] = TWO_COMPETING_ONE_DEARER) -> None:
-        """Start chain, broker and providers and fund them. Raises `Unavailable` where a part does not become ready."""
+    async def start(
+        self,
+        providers: Sequence[ProviderPlan] = TWO_COMPETING_ONE_DEARER,
+        *,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Start chain, broker and providers and fund them; `tell` hears of each step. Raises `Unavailable` where a part
+        does not become ready.
+        """
         home = self.folder / "chain"
+        tell("starting one chain node")
         await run_command(
             "tally-chain", "init", "--home", str(home), "--name", "demo", "--treasury-credits", str(TREASURY)
         )
         self._treasury = load_key(home / "treasury.pem")
         self._chain = ChainClient(await self.supervisor.start(self._part("chain", "tally-chain", "run")))
         self.accounts["treasury"] = self._treasury.key
+        tell("giving broker and providers their first credits")
         names = ["broker", *(plan.name for plan in providers)]
         await asyncio.gather(*(self.fund(name, self._key(name)) for name in names))
+        tell("starting one broker")
         await self.supervisor.start(
             self._part("broker", "tally-broker", "run", "--chain", self.chain_url, "--bus", self._bus)
         )
+        tell(f"starting {len(providers)} providers")
         await asyncio.gather(*(self.start_provider(plan) for plan in providers))
 
     async def start_provider(self, plan: ProviderPlan) -> None:

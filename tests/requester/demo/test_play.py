@@ -160,4 +160,6 @@ async def test_what_the_buyers_say_is_shown_line_by_line(stage: Stage) -> None:
     out = io.StringIO()
     await play(Stage(stage.world, Screen(out, is_live=False)))
     assert "search   settled\n" in out.getvalue()
+    assert "giving alice and bob keys and credits …\n" in out.getvalue()
+    assert "writing a case file of each job and verifying it offline …\n" in out.getvalue()
     assert "search   36 segment(s): ; 0.000005 credits\n" in out.getvalue()

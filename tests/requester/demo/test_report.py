@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from chain.rpc.schema import LeaseView, Supply
-from requester.demo.report import CaseCheck, Ending, JobEnding, describe_segments, list_paid
+from requester.demo.report import GONE, CaseCheck, Ending, JobEnding, describe_segments, list_paid
 
 LEASE = LeaseView(
     id="aa", order="bb", award="cc", requester="r", provider="p", auctioneer="b", state="settled", replica=0, first=0,
@@ -140,3 +140,11 @@ def test_a_demo_that_bought_nothing_tells_so_in_full() -> None:
     assert ending.problems[0] == "the buyer died"
     assert ending.to_json()["verified"] is False
     assert "PROBLEM    the buyer died" in ending.to_lines()
+
+
+def test_case_files_that_go_with_the_demo_are_said_to() -> None:
+    assert GONE not in GOOD.to_lines()
+    lines = replace(GOOD, is_kept=False).to_lines()
+    last = max(index for index, line in enumerate(lines) if line.startswith("case "))
+    assert lines[last + 1] == GONE
+    assert "--directory FOLDER keeps them" in GONE
