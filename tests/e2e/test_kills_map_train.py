@@ -199,6 +199,6 @@ async def test_the_broker_killed_while_it_auctions_a_gap_serves_it_all_the_same(
             last = await shopper.end()
         finally:
             await shopper.close()
-        assert last["rule"] == "job.program"
+        assert last["kind"] == "value", last  # one failure is tolerated
         assert last["value"] == [None if number == 1 else 10 * number for number in range(COUNT)]
         await check_paid(street, shopper.job)
