@@ -416,13 +416,12 @@ class Desk:
             parts.custody.hold(there, order.requester, until)
 
     def _keep(self, job: LiveJob, effect: StoreStorageReceipt) -> None:
-        """The provider holds its outputs; the parties may read them."""
+        """Outputs are kept for the requester, whose watcher may read them too."""
         custody, auction = self._parts.custody, job.auction
         sizes = {digest: self._parts.blobs.measure(digest) or 0 for digest in effect.blobs}
-        custody.hold(sizes, auction.lots[effect.lease].provider, effect.until)
-        for party in (auction.order.requester, auction.order.watcher):
-            if party is not None:
-                custody.grant(effect.blobs, party, effect.until)
+        custody.hand_over(sizes, auction.lots[effect.lease].provider, auction.order.requester, effect.until)
+        if auction.order.watcher is not None:
+            custody.grant(effect.blobs, auction.order.watcher, effect.until)
 
     async def _answer(self, job: LiveJob, effect: Inquire) -> Surveyed:
         """Who fits the next round."""

@@ -17,7 +17,7 @@ from broker.service import custody as custody_module
 from broker.service import directory as directory_module
 from broker.service import jobs as jobs_module
 from broker.service.blobs import BlobStore
-from broker.service.custody import Custody
+from broker.service.custody import OUTPUT, UPLOAD, Custody
 from broker.service.directory import SKEW_MS, Directory
 from broker.service.jobs import Archive, Job, LiveJob, page
 from broker.service.node import STORE_KIND, STORE_VERSION, open_stores
@@ -247,7 +247,7 @@ def test_the_number_of_blobs_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["hold", "grant", "extend", "renew", "sweep", "start"]),
+        st.sampled_from(["hold", "hand over", "grant", "extend", "renew", "sweep", "start"]),
         st.sampled_from([REQUESTER.key, STRANGER.key]),
         st.sampled_from([A, B]),
         st.integers(NOW, NOW + 5),
@@ -260,12 +260,15 @@ STEPS = st.lists(
 def test_the_totals_are_the_sum_of_what_is_held(steps: list[tuple[str, bytes, bytes, int]]) -> None:
     """Also of a broker that was started again in between."""
     rows = connect(custody_module.SCHEMA)
-    custody, sizes = Custody(rows, 10**6, 10**6), {A: 60, B: 7}
-    query = "SELECT coalesce(sum(size), 0) FROM custody JOIN blobs USING (digest) WHERE account = ? AND held = 1"
+    quota = 66  # not both as outputs
+    custody, sizes = Custody(rows, quota, 10**6), {A: 60, B: 7}
+    query = "SELECT coalesce(sum(size), 0) FROM custody JOIN blobs USING (digest) WHERE account = ? AND held = ?"
     for action, account, digest, time in steps:
         match action:
             case "hold":
                 custody.hold({digest: sizes[digest]}, account, time)
+            case "hand over":
+                custody.hand_over({digest: sizes[digest]}, account, STRANGER.key, time)
             case "grant":
                 custody.grant([digest], account, time)
             case "extend" if custody.get_size(digest, account) is not None:
@@ -278,11 +281,49 @@ def test_the_totals_are_the_sum_of_what_is_held(steps: list[tuple[str, bytes, by
                 fresh = connect("")
                 rows.execute("DROP TABLE account_totals")
                 rows.backup(fresh)
-                rows, custody = fresh, Custody(fresh, 10**6, 10**6)
+                rows, custody = fresh, Custody(fresh, quota, 10**6)
             case _:
                 pass
         for key in (REQUESTER.key, STRANGER.key):
-            assert custody.compute_held(key) == rows.execute(query, (key,)).fetchone()[0]
+            for held in (UPLOAD, OUTPUT):
+                assert custody.compute_held(key, held) == rows.execute(query, (key, held)).fetchone()[0]
+            assert custody.compute_held(key, OUTPUT) <= quota
+
+
+def test_what_a_receipt_names_leaves_its_providers_quota() -> None:
+    """Else large jobs would fill it, and an honest provider could not hand in and would be fined."""
+    custody, provider = make_custody(quota=100), PROVIDERS[0].key
+    custody.hold({A: 60}, REQUESTER.key, NOW + 5)
+    custody.hold({B: 70}, provider, NOW)
+    custody.hand_over({B: 70}, provider, REQUESTER.key, NOW + 9)
+    assert (custody.compute_held(provider), custody.compute_held(provider, OUTPUT)) == (0, 0)
+    assert (custody.compute_held(REQUESTER.key), custody.compute_held(REQUESTER.key, OUTPUT)) == (60, 70)
+    custody.hand_over({B: 70}, provider, REQUESTER.key, NOW + 9)  # said again after a power cut
+    assert custody.compute_held(REQUESTER.key, OUTPUT) == 70
+    with custody.room(provider, 100), custody.room(REQUESTER.key, 40):
+        pass
+    custody.sweep(NOW + 9)
+    for reader in (provider, REQUESTER.key):
+        assert custody.get_size(B, reader) == 70
+    assert custody.sweep(NOW + 10) == [B]
+
+
+def test_outputs_beyond_their_requesters_share_stay_their_providers() -> None:
+    custody, provider = make_custody(quota=100), PROVIDERS[0].key
+    custody.hand_over({A: 60}, provider, REQUESTER.key, NOW)
+    custody.hand_over({B: 41}, provider, REQUESTER.key, NOW)
+    assert (custody.compute_held(provider), custody.compute_held(REQUESTER.key, OUTPUT)) == (41, 60)
+    assert custody.get_size(B, REQUESTER.key) == 41
+    with custody.room(REQUESTER.key, 100):  # a provider fills no requester's room for uploads
+        pass
+
+
+def test_what_a_provider_holds_as_its_own_outputs_stays_so() -> None:
+    """Who sells may also buy: the same bytes may be its result, and its goods."""
+    custody, both = make_custody(), PROVIDERS[0].key
+    custody.hand_over({A: 60}, STRANGER.key, both, NOW)
+    custody.hand_over({A: 60}, both, REQUESTER.key, NOW)
+    assert custody.compute_held(both, OUTPUT) == custody.compute_held(REQUESTER.key, OUTPUT) == 60
 
 
 def test_a_right_to_what_is_not_there_is_none() -> None:

@@ -24,6 +24,7 @@ from broker.protocol.api import (
     Unmatched,
 )
 from broker.protocol.messages import Acknowledgement, Announcement, Book, Progress, Reason, Withdrawal
+from broker.service import custody as custody_module
 from chain.base.errors import Refused, Unavailable
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import verify
@@ -148,7 +149,9 @@ async def test_who_holds_which_blob_follows_from_the_journal(tmp_path: Path) -> 
         for signer in (REQUESTER, PROVIDERS[0]):
             for data in (INPUTS, OUTPUT, LOG):
                 assert await market.client(signer).get_blob(compute_digest(data), 1_000) == data
-        assert market.node.parts.custody.compute_held(PROVIDERS[0].key) == len(OUTPUT) + len(LOG) + len(PROVENANCE)
+        custody, made = market.node.parts.custody, len(OUTPUT) + len(LOG) + len(PROVENANCE)
+        assert custody.compute_held(PROVIDERS[0].key) == 0
+        assert custody.compute_held(REQUESTER.key, custody_module.OUTPUT) == made
 
 
 async def test_the_lease_ended_while_the_broker_was_away(tmp_path: Path) -> None:
