@@ -56,6 +56,14 @@ MAX_LOG_BYTES = 64 << 20
 """Most of a lease's log that is kept, however many segments it has."""
 
 
+USUAL_TMP_BYTES = 256 << 20
+"""Room in a job's folder that a client asks for which says nothing else. Providers keep sandboxes of this shape ready.
+"""
+
+USUAL_SHM_BYTES = 64 << 20
+"""The same for shared memory."""
+
+
 class Runtime(Record, frozen=True, tag="runtime"):
     """A Python minor version such as `3.11`, and the names of the packages a job may import besides the standard
     library.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 import click
 import msgspec
 
-from broker.protocol.jobs import Entry
 from chain import __version__
 from chain.base.errors import Unavailable
 from chain.base.keys import show_key
 from chain.base.units import format_credits
-from chain.ledger.terms.agreement import Kind
 from chain.rpc.client import ChainClient
 from chain.rpc.schema import AccountView, LeaseView
 from chain.runtime.command import EXIT_CODES, CommandGroup
@@ -31,7 +28,7 @@ from provider.daemon.settings import ENVIRONMENT, ProviderSettings
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.plan import build_plan
 from provider.sandbox.runtimes import RuntimeImage
-from provider.sandbox.spec import Limits, Task
+from provider.sandbox.spec import make_usual_task
 from provider.work.events import LeaseState
 
 
@@ -197,31 +194,5 @@ def plan(config: Path | None, home: str | None, memory: int) -> None:
     image, abilities = asyncio.run(examine(settings))
     if abilities.level is None:
         raise Unavailable(f"this host can't sandbox: {'; '.join(abilities.reasons)}", rule="sandbox.level")
-    made = build_plan(image, abilities, _make_sample(memory << 20), 0)
+    made = build_plan(image, abilities, make_usual_task(memory << 20), 0)
     click.echo(json.dumps(msgspec.to_builtins(made, enc_hook=repr), indent=2))
-
-
-def _make_sample(memory: int) -> Task:
-    limits = Limits(
-        memory_bytes=memory,
-        cpu_ms=60_000,
-        wall_ms=60_000,
-        processes=64,
-        open_files=256,
-        output_bytes=64 << 20,
-        output_count=1,
-        log_bytes=1 << 20,
-        tmp_bytes=256 << 20,
-        shm_bytes=64 << 20,
-    )
-    return Task(
-        kind=Kind.RUN,
-        order_id=os.urandom(32),
-        first=0,
-        count=1,
-        code=b"result = None\n",
-        entry=Entry.SCRIPT,
-        function="",
-        inputs=Path(os.devnull),
-        limits=limits,
-    )

@@ -95,7 +95,7 @@ class Executor(Protocol):
         """Events of a task's stay, all that are ready at once; closing the generator ends the job."""
         ...
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Remove what the daemon itself made."""
         ...
 

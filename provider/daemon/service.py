@@ -21,7 +21,7 @@ from chain.runtime.keystore import load_key
 from chain.runtime.logs import get_logger
 from provider.daemon.account import ensure_registered
 from provider.daemon.daemon import Daemon
-from provider.daemon.host import describe, examine, open_sandbox
+from provider.daemon.host import count_warm, describe, examine, open_sandbox
 from provider.daemon.links import Backoff, Gear
 from provider.daemon.settings import ProviderSettings
 from provider.daemon.transactions import Submitter
@@ -56,8 +56,9 @@ async def open_provider(settings: ProviderSettings, signer: Signer, stack: conte
     """All parts, connected and registered; what was opened is closed by `stack`."""
     image, abilities = await examine(settings)
     slots = settings.pool.slots
-    sandbox = open_sandbox(image, abilities, slots)
-    stack.callback(sandbox.close)
+    sandbox = open_sandbox(image, abilities, slots, count_warm(settings))
+    stack.push_async_callback(sandbox.close)
+    sandbox.warm_up()
     chain = ChainClient(settings.chain)
     stack.push_async_callback(chain.close)
     broker = BrokerClient(settings.broker, signer)

@@ -34,7 +34,8 @@ class ProviderSettings(msgspec.Struct, frozen=True):
     core and of a GiB; `factor` in percent scales it all. `bond` in credits is registered on the chain. `wall_s` is
     the longest segment taken. `drain_s` is how long running jobs may go on at shutdown before they are given back,
     `wait_s` how long a part that does not answer is waited for at the start. `packages`, separated by spaces or commas,
-    are those that jobs may import besides NumPy, as they are installed beside this command.
+    are those that jobs may import besides NumPy, as they are installed beside this command. `warm` is how many
+    sandboxes stand ahead of their jobs (-1: as many as slots, if memory is plenty).
     """
 
     home: str = ""
@@ -49,6 +50,7 @@ class ProviderSettings(msgspec.Struct, frozen=True):
     gib_hour: str = "0.0072"
     factor: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 100
     bond: str = "10"
+    warm: Annotated[int, msgspec.Meta(ge=-1, le=64)] = -1
     wall_s: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400)] = 86_400
     denied: str = ""
     allowed: str = ""
@@ -114,6 +116,15 @@ def read_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return 1 << 30
+
+
+def read_available() -> int:
+    """Bytes of memory that this host could give without swapping; 0 where it can't be told."""
+    try:
+        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) << 10 for row in rows if row.startswith("MemAvailable:")), 0)
 
 
 def _parse_keys(text: str) -> frozenset[bytes]:

@@ -19,15 +19,19 @@ class Account:
     def __init__(self, in_total: int) -> None:
         self._in_total = in_total
         self._out_total = 0
-        self._base_us = 0
+        self._first_us = self._base_us = 0
         self._begin_ms = 0.0
         self._instant = 0
         self._segment_begin_ms = 0.0
         self.log_bytes = 0
         self.reading = Reading(0, 0, 0)
 
-    def begin(self, now_ms: float, instant: int) -> None:
-        """The job starts: `now_ms` of a monotonic clock, `instant` of the wall clock."""
+    def begin(self, now_ms: float, instant: int, reading: Reading) -> None:
+        """The job starts: `now_ms` of a monotonic clock, `instant` of the wall clock. What was used before is not the
+        job's.
+        """
+        self.reading = reading
+        self._first_us = self._base_us = reading.cpu_us
         self._begin_ms = self._segment_begin_ms = now_ms
         self._instant = instant
 
@@ -65,7 +69,7 @@ class Account:
     def get_total(self, now_ms: float) -> Usage:
         """Usage of the whole stay."""
         return Usage(
-            cpu_ms=-(-self.reading.cpu_us // 1000),
+            cpu_ms=-(-(self.reading.cpu_us - self._first_us) // 1000),
             peak_bytes=self.reading.peak_bytes,
             wall_ms=round(now_ms - self._begin_ms) if self._begin_ms else 0,
             bytes_in=self._in_total,

@@ -72,16 +72,11 @@ class CgroupTree(msgspec.Struct, frozen=True):
         for folder in dict.fromkeys(folders.values()):
             folder.mkdir(parents=True, exist_ok=False)
         try:
-            self._limit(folders, wanted)
+            group.limit(wanted)
         except OSError:
             group.remove()
             raise
         return group
-
-    def _limit(self, folders: dict[str, Path], wanted: Wanted) -> None:
-        for controller, file, value in _get_settings(self.version, wanted):
-            if controller in folders:
-                _write(folders[controller] / file, value, needed=not file.startswith(("memory.sw", "memory.memsw")))
 
     def remove_family(self) -> None:
         """Removes the daemon's own folder at its end."""
@@ -127,6 +122,13 @@ class Cgroup:
         """Puts a process, and so all it will fork, into the group."""
         for folder in self._unique:
             _write(folder / "cgroup.procs", str(pid))
+
+    def limit(self, wanted: Wanted) -> None:
+        """Sets limits. Raises OSError where the kernel refuses, such as less memory than the group uses already."""
+        for controller, file, value in _get_settings(self.version, wanted):
+            if controller in self._folders:
+                needed = not file.startswith(("memory.sw", "memory.memsw"))
+                _write(self._folders[controller] / file, value, needed=needed)
 
     def read(self) -> Reading:
         """The kernel's figures."""

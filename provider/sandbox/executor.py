@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
+
 from broker.protocol import folders
 from broker.protocol.jobs import Entry
 from broker.protocol.refusals import BadValue
@@ -23,16 +25,22 @@ from provider.sandbox.flight import Flight, discard
 from provider.sandbox.inputs import Inputs
 from provider.sandbox.inside.program import MAIN
 from provider.sandbox.plan import Plan, build_plan
+from provider.sandbox.pool import Pool
 from provider.sandbox.runtimes import RuntimeImage
-from provider.sandbox.spec import MAX_SEGMENTS, Ended, SandboxEvent, Task
+from provider.sandbox.spec import MAX_SEGMENTS, Ended, SandboxEvent, Task, make_usual_task
+from provider.sandbox.spool import Spool
+from provider.sandbox.standing import Standing
+from provider.sandbox.users import BLOCK
 
 __all__ = ["Sandbox", "carry_out", "check_task"]
 
 
 class Sandbox:
-    """Runs hostile tasks, one per slot at a time."""
+    """Runs hostile tasks, one per slot at a time. Up to `warm` sandboxes stand ahead of their tasks, once `warm_up` was
+    called.
+    """
 
-    def __init__(self, image: RuntimeImage, host: HostAbilities, *, slots: int) -> None:
+    def __init__(self, image: RuntimeImage, host: HostAbilities, *, slots: int, warm: int = 0) -> None:
         if host.level is None:
             raise Unavailable(f"this host can't sandbox: {'; '.join(host.reasons)}", rule="sandbox.level")
         self._image = image
@@ -42,6 +50,10 @@ class Sandbox:
         self._names = itertools.count()
         if host.cgroup is not None:
             sweep(host.cgroup)
+        users = max(0, min(slots + warm, BLOCK - slots)) if warm else 0
+        first_uid = None if host.uid_base is None else host.uid_base + slots
+        mould = build_plan(image, host, make_usual_task(), 0).compute_mould()
+        self.pool = Pool(warm, mould, host.cgroup, first_uid, users)
 
     def plan(self, task: Task, slot: int) -> Plan:
         """What `run` would carry out. Raises `Refused` where the task is no task."""
@@ -70,16 +82,26 @@ class Sandbox:
         if slot not in self._free:
             raise Refused(f"slot {slot} is in use", rule="sandbox.slot")
         self._free.discard(slot)
+        standing, user = self.pool.take(plan) or (None, -1)
         try:
             name = f"slot-{slot}-{next(self._names)}"
-            async with aclosing(carry_out(plan, task, self._host, name, spool)) as batches:
+            if standing is not None:
+                plan = msgspec.structs.replace(plan, uid=standing.plan.uid)
+            async with aclosing(carry_out(plan, task, self._host, name, spool, standing)) as batches:
                 async for events in batches:
                     yield events
         finally:
             self._free.add(slot)
+            if standing is not None:
+                self.pool.give_back(user)
 
-    def close(self) -> None:
-        """Removes what the daemon itself made. Call it when no task runs."""
+    def warm_up(self) -> None:
+        """Begin to stand up sandboxes ahead."""
+        self.pool.fill()
+
+    async def close(self) -> None:
+        """Ends what stands ahead and removes what the daemon itself made. Call it when no task runs."""
+        await self.pool.close()
         if self._host.cgroup is not None:
             self._host.cgroup.remove_family()
 
@@ -102,11 +124,19 @@ def check_task(task: Task) -> None:
 
 
 async def carry_out(
-    plan: Plan, task: Task, host: HostAbilities, name: str, spool: Path
+    plan: Plan, task: Task, host: HostAbilities, name: str, spool: Path, standing: Standing | None = None
 ) -> AsyncGenerator[list[SandboxEvent], None]:
-    """Carries out a plan. `Sandbox.batches` is the production path to it; tests give it plans with one guard less."""
-    inputs = Inputs(task)
-    flight = Flight(plan, task, inputs, spool, host.cgroup, name)
+    """Carries out a plan, in a sandbox that stands already if one is given; that is then used up. `Sandbox.batches` is
+    the production path to it; tests give it plans with one guard less.
+    """
+    try:
+        inputs = Inputs(task)
+    except BaseException:
+        if standing is not None:
+            await standing.discard()
+        raise
+    used = standing or Standing(plan, host.cgroup, name)
+    flight = Flight(plan, task, inputs, Spool(spool, name), used, warm=standing is not None)
     flying = asyncio.create_task(flight.fly(), name=f"sandbox {name}")
     ended = False
     try:

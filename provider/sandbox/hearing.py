@@ -73,7 +73,7 @@ class Hearing:
     def begin(self, launched: Launched, meter: Meter, instant: int) -> None:
         """The sandbox stands: what the job says is heard and its limits are watched from now on."""
         self._launched, self._meter = launched, meter
-        self.account.begin(self._loop.time() * 1000, instant)
+        self.account.begin(self._loop.time() * 1000, instant, meter.read())
         self._loop.add_reader(launched.ends["frames"], self._on_frames)
         for stream in _STREAMS:
             self._loop.add_reader(launched.ends[stream], self._on_log, stream)

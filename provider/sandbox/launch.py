@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from typing import Final
@@ -32,6 +33,11 @@ class Launched:
         self.pidfd = os.pidfd_open(process.pid)
         self.ends = dict(ends)
 
+    def pass_file(self, file: int) -> None:
+        """Gives process 1 a descriptor, as the first thing it hears. It stays the caller's too."""
+        with socket.socket(fileno=os.dup(self.ends["task"])) as channel:
+            socket.send_fds(channel, [b"f"], [file])
+
     def close(self, *names: str) -> None:
         """Closes descriptors by name; without names, all. Closing twice is no error."""
         for name in names or (*self.ends,):
@@ -48,17 +54,15 @@ def _get_filter(arch: str, memfd: bool, unfiltered: tuple[str, ...]) -> bytes:
     return assemble(build_filter(arch, memfd=memfd, without=frozenset(unfiltered)))
 
 
-def launch(plan: Plan, file: int) -> Launched:
-    """Starts the plan's bubblewrap; process 1 waits for its task. `file` is a descriptor of the inputs that can only be
-    read; it stays the caller's. Raises OSError where nothing can be started.
-    """
+def launch(plan: Plan) -> Launched:
+    """Starts the plan's bubblewrap; process 1 waits for its task. Raises OSError where nothing can be started."""
     theirs: dict[str, int] = {}
     ours: dict[str, int] = {}
     try:
-        theirs["file"] = os.dup(file)
         theirs["inputs"] = os.memfd_create("inputs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        for name in ("args", "seccomp", "task"):
+        for name in ("args", "seccomp"):
             theirs[name], ours[name] = os.pipe()
+        theirs["task"], ours["task"] = (end.detach() for end in socket.socketpair())
         for name in ("info", "frames", "out", "err"):
             ours[name], theirs[name] = os.pipe()
         process = _spawn(plan, theirs, ours)
@@ -84,14 +88,13 @@ def _spawn(plan: Plan, theirs: dict[str, int], ours: dict[str, int]) -> subproce
     for name in ("out", "err"):
         if plan.uid is not None:
             os.fchown(theirs[name], plan.uid, plan.uid)  # so that the job may open /dev/stdout
-    for name in ("task", "frames"):
-        _widen(theirs[name])
+    _widen(theirs["frames"])
     return subprocess.Popen(
         [plan.bwrap, "--args", str(theirs["args"]), "--", *(_name(arg, theirs) for arg in plan.command)],
         stdin=subprocess.DEVNULL,
         stdout=theirs["out"],
         stderr=theirs["err"],
-        pass_fds=tuple(theirs[name] for name in ("args", "seccomp", "task", "info", "frames", "file", "inputs")),
+        pass_fds=tuple(theirs[name] for name in ("args", "seccomp", "task", "info", "frames", "inputs")),
         env=dict(plan.launcher_environment),
         cwd="/",
         user=plan.uid,

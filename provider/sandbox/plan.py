@@ -8,7 +8,6 @@ carries out what `build_plan` returns.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
 import msgspec
@@ -26,6 +25,9 @@ HARNESS_PROCESSES: Final = 3
 INSIDE_ID: Final = 1000
 """User and group the job sees itself as; what it is outside is `Plan.uid`."""
 _ENTRY: Final = "from provider.sandbox.inside.init import main; main()"
+_HASH_SEED: Final = "0"
+"""The same for every job: Python takes it only when it starts, and it starts before its task is known (decision 0013).
+"""
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 _PAGE: Final = 4096
 _SIGNALS: Final = 256
@@ -56,6 +58,9 @@ class CgroupLimits(msgspec.Struct, frozen=True):
     millicores: int | None
 
 
+NO_CGROUP_LIMITS: Final = CgroupLimits(None, None, None)
+
+
 class HostCaps(msgspec.Struct, frozen=True):
     """What the host itself watches and ends a job for; None: not watched. `polled_bytes` only where no cgroup limits
     memory.
@@ -67,6 +72,9 @@ class HostCaps(msgspec.Struct, frozen=True):
     output_bytes: int | None
     output_count: int | None
     polled_bytes: int | None
+
+
+NO_CAPS: Final = HostCaps(None, None, None, None, None, None)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -91,8 +99,10 @@ class Plan(msgspec.Struct, frozen=True):
         ("args", "read by bubblewrap: its options, so that no host path stands in a command line"),
         ("seccomp", "read by bubblewrap: the filter"),
         ("info", "written by bubblewrap: process 1 as the host sees it; read to its end and kept open"),
-        ("task", "read by process 1: the code, written once the cgroup and the pidfd are in place"),
-        ("file", "read by process 1: the host's file of inputs, closed before any code of the job is there"),
+        (
+            "task",
+            "read by process 1: a descriptor of the inputs, closed before any code of the job is there; then the code",
+        ),
         ("inputs", "nameless memory: process 1 copies the file there and seals it; the job reads it"),
         ("frames", "written by the runner: segments and their outputs"),
     )
@@ -116,6 +126,18 @@ class Plan(msgspec.Struct, frozen=True):
             cgroup=self.cgroup and msgspec.structs.replace(self.cgroup, **limits),
             unfiltered=(*self.unfiltered, guard),
             memfd=self.memfd or guard == "memory",
+        )
+
+    def compute_mould(self) -> Plan:
+        """What stands of this plan before its task is known. Tasks whose plans have equal moulds may take the place of
+        each other; limits, and the user, are given to a sandbox that stands.
+        """
+        return msgspec.structs.replace(
+            self,
+            uid=None,
+            rlimits=(),
+            cgroup=NO_CGROUP_LIMITS if self.cgroup is not None else None,
+            caps=NO_CAPS,
         )
 
     def to_json(self) -> bytes:
@@ -162,9 +184,8 @@ def build_plan(image: RuntimeImage, host: HostAbilities, task: Task, slot: int) 
             _ENTRY,
             "@task",
             "@frames",
-            "@file",
             "@inputs",
-            task.entry.value,
+            *list_preloaded(image, task),
         ),
         memfd=guarded,
         unfiltered=(),
@@ -194,12 +215,21 @@ def measure_code(task: Task) -> int:
     return sum(-(-len(data) // _PAGE) * _PAGE + name.count("/") * _PAGE for name, data in files.items())
 
 
+def list_preloaded(image: RuntimeImage, task: Task) -> tuple[str, ...]:
+    """Modules that are loaded before the task comes, so that it need not wait for them, nor each segment load them
+    anew: cloudpickle for a function, and NumPy where the code speaks of it. With more than one core NumPy would start
+    threads, which no fork takes along.
+    """
+    found = ["cloudpickle"] if task.entry == Entry.FUNCTION else []
+    if b"numpy" in task.code and task.limits.cores == 1 and any(name == "numpy" for name, _ in image.packages):
+        found.append("numpy")
+    return tuple(found)
+
+
 def build_environment(task: Task) -> tuple[tuple[str, str], ...]:
     """All the environment a job has; `LD_BIND_NOW`, which spares each fork the search for symbols, is taken out before
-    it runs. The hash seed can only be set before Python starts, so it is one per order, not
-    per segment.
+    it runs.
     """
-    seed = hashlib.sha256(b"hash" + task.order_id + task.seed.to_bytes(8, "big")).digest()
     threads = str(task.limits.cores)
     return (
         ("PATH", "/py/bin"),
@@ -210,7 +240,7 @@ def build_environment(task: Task) -> tuple[tuple[str, str], ...]:
         ("LD_LIBRARY_PATH", "/lib"),
         ("PYTHONPATH", "/sp"),
         ("PYTHONUTF8", "1"),
-        ("PYTHONHASHSEED", str(int.from_bytes(seed[:4], "big"))),
+        ("PYTHONHASHSEED", _HASH_SEED),
         *((f"{library}_NUM_THREADS", threads) for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")),
     )
 

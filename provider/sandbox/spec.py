@@ -6,12 +6,13 @@ Pure data. Rules: design.md sections 2 and 6. Not here: how a limit is enforced 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from broker.protocol.jobs import Entry
+from broker.protocol.jobs import USUAL_SHM_BYTES, USUAL_TMP_BYTES, Entry
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause, Usage
 
@@ -25,6 +26,7 @@ __all__ = [
     "SegmentDone",
     "Started",
     "Task",
+    "make_usual_task",
 ]
 
 MAX_ERROR_BYTES: Final = 16 * 1024
@@ -78,6 +80,23 @@ class Task(msgspec.Struct, frozen=True):
     inputs: Path
     limits: Limits
     seed: int = 0
+
+
+def make_usual_task(memory_bytes: int = 512 << 20) -> Task:
+    """What a client asks for that says nothing else, a function that uses NumPy: to be planned for, not to be run."""
+    limits = Limits(
+        memory_bytes=memory_bytes,
+        cpu_ms=300_000,
+        wall_ms=300_000,
+        processes=64,
+        open_files=256,
+        output_bytes=64 << 20,
+        output_count=1,
+        log_bytes=1 << 20,
+        tmp_bytes=USUAL_TMP_BYTES,
+        shm_bytes=USUAL_SHM_BYTES,
+    )
+    return Task(Kind.RUN, bytes(32), 0, 1, b"numpy", Entry.FUNCTION, "", Path(os.devnull), limits)
 
 
 class Started(msgspec.Struct, frozen=True):

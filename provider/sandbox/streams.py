@@ -1,4 +1,4 @@
-"""Reading and writing pipes from the event loop without ever waiting."""
+"""Reading and writing pipes and sockets from the event loop without ever waiting."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def write_available(descriptor: int, data: memoryview) -> tuple[memoryview, bool
         return data[os.write(descriptor, data) :], False
     except BlockingIOError:
         return data, False
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
         return data, True

@@ -10,7 +10,14 @@ from __future__ import annotations
 import msgspec
 
 from broker.auction.admission import MAX_DEADLINE, MAX_SEGMENTS
-from broker.protocol.jobs import JobSpec, Resources, compute_job_digest, compute_runtime_digest
+from broker.protocol.jobs import (
+    USUAL_SHM_BYTES,
+    USUAL_TMP_BYTES,
+    JobSpec,
+    Resources,
+    compute_job_digest,
+    compute_runtime_digest,
+)
 from chain.base.errors import Refused
 from chain.base.units import BPS, checked, compute_share, format_credits
 from chain.ledger.terms.agreement import AwardRule, Kind, Order, Windows
@@ -88,8 +95,8 @@ def make_resources(
         output_bytes=output_bytes,
         output_count=16,
         log_bytes=MIB,
-        tmp_bytes=256 * MIB,
-        shm_bytes=64 * MIB,
+        tmp_bytes=USUAL_TMP_BYTES,
+        shm_bytes=USUAL_SHM_BYTES,
     )
 
 

@@ -74,7 +74,7 @@ async def open_sandbox(folder: Path) -> AsyncIterator[Sandbox]:
     try:
         yield sandbox
     finally:
-        sandbox.close()
+        await sandbox.close()
 
 
 async def replay(sandbox: Sandbox, task: Task, spool: Path) -> SegmentDone:

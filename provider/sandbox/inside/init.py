@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Entry point: `argv` names the descriptors of task, frames, the host's file of inputs and the nameless memory they
-    go to, then what the code is.
+    """Entry point: `argv` names the descriptors of task, frames and the nameless memory that inputs go to, then the
+    modules that are loaded before the task comes.
     """
-    source, sink, file, memory = map(int, sys.argv[1:5])
+    source, sink, memory = map(int, sys.argv[1:4])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would make process 1 killable by SIGINT
     os.environ.pop("LD_BIND_NOW", None)
-    if sys.argv[5] == "function":
-        import_withheld("cloudpickle")  # 25 ms, most of which pass before the task comes
+    for name in sys.argv[4:]:
+        import_withheld(name)  # the time it takes passes before the task comes
     try:
+        file = wire.receive_file(source)
         task = wire.read_task(source)
     except EOFError:
         os._exit(0)  # the host went away before it gave the task

@@ -326,7 +326,7 @@ class FakeExecutor:
             Usage(cpu_ms=1), 5 + index,
         )  # fmt: skip
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
 
 

@@ -37,7 +37,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     yield world
     await world.stop()
     await world.close()
-    sandbox.close()
+    await sandbox.close()
 
 
 def make_job(world: World, function: Any, *arguments: Any) -> Any:

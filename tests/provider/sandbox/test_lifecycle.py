@@ -194,7 +194,7 @@ def test_a_silent_bubblewrap_is_given_up(best: Host, monkeypatch: pytest.MonkeyP
     silent = tmp_path / "bwrap"
     silent.write_text("#!/bin/sh\nexec sleep 60\n")
     silent.chmod(0o755)
-    monkeypatch.setattr("provider.sandbox.flight._SETUP_S", 0.2)
+    monkeypatch.setattr("provider.sandbox.standing._SETUP_S", 0.2)
     plan = msgspec.structs.replace(best.plan(make_task("result = 1")), bwrap=str(silent), uid=None)
     outcome = best.run(make_task("result = 1"), lambda _: plan)
     assert outcome.cause == Cause.HOST

@@ -62,7 +62,7 @@ def test_verdict(outcome: int, number: int, evidence: Evidence, cause: Cause) ->
 
 def test_a_segments_account_runs_from_the_end_of_the_one_before() -> None:
     account = Account(1000)
-    account.begin(1000.0, 5_000_000)
+    account.begin(1000.0, 5_000_000, Reading(0, 0, 0))
     account.reading = Reading(1_500, 10, 0)
     account.count_log(7)
     assert account.close_segment(20, 3, 1040.0) == (Usage(2, 10, 40, 20, 10), 5_000_000)
@@ -73,7 +73,7 @@ def test_a_segments_account_runs_from_the_end_of_the_one_before() -> None:
 
 def test_ends_seen_at_once_share_what_was_counted_and_lose_nothing() -> None:
     account = Account(0)
-    account.begin(0.0, 0)
+    account.begin(0.0, 0, Reading(0, 0, 0))
     account.reading = Reading(10_000, 5, 0)
     account.count_log(10)
     rows = [account.close_segment(1, 1, 31.0, among) for among in (3, 2, 1)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import msgspec
 import pytest
 
-from broker.protocol.jobs import Level
+from broker.protocol.jobs import Entry, Level
 from provider.sandbox.abilities import HostAbilities
 from provider.sandbox.cgroups import CgroupTree
 from provider.sandbox.plan import Plan, build_environment, build_plan
@@ -113,15 +114,54 @@ def test_teardown_waits_for_info_before_it_kills() -> None:
     assert "pidfd" in steps[1]
 
 
-def test_hash_seed_follows_the_order() -> None:
+def test_the_hash_seed_is_the_same_for_every_job() -> None:
+    """Python takes it when it starts, and it may start before its task is known."""
     task = make_task("result = 1")
-    seeds = {
-        dict(build_environment(one))["PYTHONHASHSEED"]
-        for one in (task, msgspec.structs.replace(task, code=b"x"), msgspec.structs.replace(task, first=3))
-    }
-    assert len(seeds) == 1
     others = [msgspec.structs.replace(task, seed=8), msgspec.structs.replace(task, order_id=b"p" * 32)]
-    assert {dict(build_environment(one))["PYTHONHASHSEED"] for one in others}.isdisjoint(seeds)
+    assert {dict(build_environment(one))["PYTHONHASHSEED"] for one in (task, *others)} == {"0"}
+
+
+WITH_NUMPY = msgspec.structs.replace(IMAGE, packages=(("numpy", "2.0"),))
+
+
+@pytest.mark.parametrize(
+    ("code", "entry", "millicores", "image", "loaded"),
+    [
+        (b"x", Entry.FUNCTION, 1_000, WITH_NUMPY, ("cloudpickle",)),
+        (b"x numpy", Entry.FUNCTION, 1_000, WITH_NUMPY, ("cloudpickle", "numpy")),
+        (b"x numpy", Entry.SCRIPT, 500, WITH_NUMPY, ("numpy",)),
+        (b"x numpy", Entry.SCRIPT, 2_000, WITH_NUMPY, ()),
+        (b"x numpy", Entry.FUNCTION, 1_000, IMAGE, ("cloudpickle",)),
+    ],
+)
+def test_what_the_code_speaks_of_is_loaded_before_the_task_comes(
+    code: bytes, entry: Entry, millicores: int, image: RuntimeImage, loaded: tuple[str, ...]
+) -> None:
+    """By two cores NumPy would start threads, which no fork takes along."""
+    limits = msgspec.structs.replace(LIMITS, millicores=millicores)
+    task = msgspec.structs.replace(make_task("result = 1"), code=code, entry=entry, limits=limits)
+    command = build_plan(image, GUARDED, task, 0).command
+    assert command[command.index("@inputs") + 1 :] == loaded
+
+
+def mould_of(host: HostAbilities = GUARDED, slot: int = 0, code: bytes = b"x", **changes: int) -> Plan:
+    limits = msgspec.structs.replace(LIMITS, **changes)
+    task = msgspec.structs.replace(make_task("result = 1"), code=code, limits=limits, order_id=os.urandom(32))
+    return build_plan(WITH_NUMPY, host, task, slot).compute_mould()
+
+
+def test_tasks_of_one_mould_differ_in_limits_alone() -> None:
+    """And a mould holds no limit: one that were not set again would be another task's."""
+    mould = mould_of()
+    alike = [mould_of(slot=3), mould_of(memory_bytes=1 << 30), mould_of(cpu_ms=1), mould_of(processes=5)]
+    alike += [mould_of(output_bytes=1), mould_of(log_bytes=1), mould_of(millicores=700), mould_of(open_files=9)]
+    assert all(one == mould for one in alike)
+    for change in ({"tmp_bytes": 1 << 25}, {"shm_bytes": 1 << 20}, {"millicores": 2_000}, {"code": b"numpy"}):
+        assert mould_of(**change) != mould, change
+    assert mould_of(BARE) != mould
+    assert (mould.uid, mould.rlimits) == (None, ())
+    assert mould.cgroup is not None
+    assert set(msgspec.structs.astuple(mould.cgroup)) == set(msgspec.structs.astuple(mould.caps)) == {None}
 
 
 def test_threads_follow_the_cores() -> None:
@@ -140,7 +180,7 @@ def test_it_prints_as_json() -> None:
 
 def test_it_shows_how_inputs_come() -> None:
     told = dict(plan_for().descriptors)
-    assert "closed before any code of the job" in told["file"]
+    assert "closed before any code of the job" in told["task"]
     assert "seals" in told["inputs"]
     assert {word[1:] for word in (*words(plan_for()), *plan_for().command) if word.startswith("@")} <= set(told)
     assert "inputs" not in dict(build_environment(make_task("result = 1"))), "no path of the host is named"

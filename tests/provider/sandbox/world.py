@@ -42,11 +42,11 @@ cloudpickle.register_pickle_by_value(bodies)
 
 T = TypeVar("T")
 
-FIRST_UID = 65_000 - 4 * (os.getpid() % 64 + 1)
-"""Users of this run alone, so that two runs at once leave each other's processes alone: two slots, then the ordinary
-user's.
+FIRST_UID = 65_528 - 8 * (os.getpid() % 64 + 1)
+"""Users of this run alone, so that two runs at once leave each other's processes alone: those of slots and of what
+stands ahead, then the ordinary user's.
 """
-ORDINARY_UID = FIRST_UID + 2
+ORDINARY_UID = FIRST_UID + 7
 MIB = 1 << 20
 
 LIMITS = Limits(
