@@ -10,13 +10,14 @@ import platform
 import subprocess
 import sys
 
-from benchmarks import blob_transfer, import_time, map_segments, noop_run, segments
+from benchmarks import blob_transfer, import_time, map_segments, noop_run, sandbox_start, segments
 from benchmarks.figures import Figure
 
 BENCHMARKS = {
     "noop_run": noop_run.measure,
     "map_segments": map_segments.measure,
     "segments": segments.measure,
+    "sandbox_start": sandbox_start.measure,
     "blob_transfer": blob_transfer.measure,
     "import": import_time.measure,
 }

@@ -67,7 +67,7 @@ async def measure() -> dict[str, Figure]:
         try:
             return await _run(sandbox, make_task(folder, SEGMENTS), folder / "spool")
         finally:
-            sandbox.close()
+            await sandbox.close()
 
 
 async def _run(sandbox: Sandbox, task: Task, spool: Path) -> dict[str, Figure]:

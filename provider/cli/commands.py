@@ -22,7 +22,7 @@ from chain.runtime.keystore import create_key, load_key
 from chain.runtime.logs import configure_logs
 from chain.runtime.service import run_service
 from chain.runtime.settings import load_settings
-from provider.daemon.host import examine
+from provider.daemon.host import WARM_BYTES, count_warm, examine
 from provider.daemon.service import run_provider
 from provider.daemon.settings import ENVIRONMENT, ProviderSettings
 from provider.sandbox.abilities import HostAbilities
@@ -82,6 +82,7 @@ def init(config: Path | None, home: str | None) -> None:
 @click.option("--factor", type=int, help="Percent of the whole price; default 100.")
 @click.option("--bond", help="Credits of bond to register; default 10.")
 @click.option("--packages", help="Packages that jobs may import besides NumPy, e.g. 'pandas pyarrow'; installed here.")
+@click.option("--warm", type=int, help="Sandboxes that stand ahead of their jobs; default: as many as slots.")
 @click.option("--drain", "drain_s", type=int, help="Seconds that jobs may go on at shutdown; default 2.")
 @click.option("--wait", "wait_s", type=int, help="Seconds to wait for parts at the start; default 10.")
 @click.option("--ready-file", help="Written, with the account, once orders are taken.")
@@ -171,6 +172,8 @@ def _show_abilities(settings: ProviderSettings, image: RuntimeImage, abilities: 
     click.echo(f"sandbox    {abilities.bwrap or 'no bubblewrap'} {version}")
     click.echo(f"runtime    Python {image.python} with {', '.join(f'{n} {v}' for n, v in image.packages)}")
     click.echo(f"lent       {pool.slots} slots, {pool.memory_bytes >> 20} MiB, {pool.millicores} millicores")
+    warm = count_warm(settings)
+    click.echo(f"ahead      {warm} sandboxes stand before their jobs come, about {warm * WARM_BYTES >> 20} MiB")
     for reason in abilities.reasons:
         click.echo(f"note       {reason}")
 

@@ -129,8 +129,8 @@ class Flight:
             return
         self._unsent, closed = write_available(launched.ends["task"], self._unsent)
         if closed or not self._unsent:
+            # It stays open: process 1 may have yet to say that it is ready.
             self._loop.remove_writer(launched.ends["task"])
-            launched.close("task")
 
     def _say(self, event: SandboxEvent) -> None:
         self._events.append(event)

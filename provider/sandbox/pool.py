@@ -26,6 +26,8 @@ LEAST_MEMORY: Final = 128 << 20
 """Bytes of memory that a task at least asks for, if it is to get one: what stands has used some already, with NumPy
 some 40 MB, and a group's limit can't be set below what it uses.
 """
+_REST_S: Final = 0.1
+"""How long what was asked for has to itself before the next is stood up."""
 _TRIES: Final = 3
 """Failures in a row behind which no more are stood up: the host has become unable to, and tasks will say why."""
 
@@ -95,6 +97,7 @@ class Pool:
     # ---- filling ----
 
     async def _fill(self) -> None:
+        await asyncio.sleep(_REST_S)
         while self._failures < _TRIES:
             await self._drop_useless()
             mould = self._find_missing()
@@ -122,6 +125,7 @@ class Pool:
         standing = Standing(msgspec.structs.replace(mould, uid=uid), self._tree, f"warm-{next(self._names)}")
         try:
             await standing.stand_up()
+            await standing.until_ready()
         except (OSError, TimeoutError, ValueError) as error:
             self._failures += 1
             self._log.warning("a sandbox could not be stood up ahead", error=str(error))

@@ -31,9 +31,10 @@ def main() -> None:
     for name in sys.argv[4:]:
         import_withheld(name)  # the time it takes passes before the task comes
     try:
+        os.write(source, wire.READY)
         file = wire.receive_file(source)
         task = wire.read_task(source)
-    except EOFError:
+    except (EOFError, OSError):
         os._exit(0)  # the host went away before it gave the task
     os.close(source)
     take_over(file, memory)
