@@ -129,7 +129,7 @@ class Flight:
             return
         self._unsent, closed = write_available(launched.ends["task"], self._unsent)
         if closed or not self._unsent:
-            # It stays open: process 1 may have yet to say that it is ready.
+            # It stays open: the runner may have yet to say that it is ready.
             self._loop.remove_writer(launched.ends["task"])
 
     def _say(self, event: SandboxEvent) -> None:

@@ -34,7 +34,7 @@ class Launched:
         self.ends = dict(ends)
 
     def pass_file(self, file: int) -> None:
-        """Gives process 1 a descriptor, as the first thing it hears. It stays the caller's too."""
+        """Gives the runner a descriptor, as the first thing it hears. It stays the caller's too."""
         with socket.socket(fileno=os.dup(self.ends["task"])) as channel:
             socket.send_fds(channel, [b"f"], [file])
 
@@ -55,7 +55,7 @@ def _get_filter(arch: str, memfd: bool, unfiltered: tuple[str, ...]) -> bytes:
 
 
 def launch(plan: Plan) -> Launched:
-    """Starts the plan's bubblewrap; process 1 waits for its task. Raises OSError where nothing can be started."""
+    """Starts the plan's bubblewrap; its runner waits for a task. Raises OSError where nothing can be started."""
     theirs: dict[str, int] = {}
     ours: dict[str, int] = {}
     try:

@@ -42,7 +42,7 @@ class Flag(msgspec.Struct, frozen=True):
 
 
 class Rlimit(msgspec.Struct, frozen=True):
-    """One rlimit, set by process 1 inside the user namespace."""
+    """One rlimit, set by the runner on itself inside the user namespace."""
 
     guard: str
     name: str
@@ -101,9 +101,9 @@ class Plan(msgspec.Struct, frozen=True):
         ("info", "written by bubblewrap: process 1 as the host sees it; read to its end and kept open"),
         (
             "task",
-            "read by process 1: a descriptor of the inputs, closed before any code of the job is there; then the code",
+            "read by the runner: a descriptor of the inputs, closed before any code of the job is there; then the code",
         ),
-        ("inputs", "nameless memory: process 1 copies the file there and seals it; the job reads it"),
+        ("inputs", "nameless memory: the runner copies the file there and seals it; the job reads it"),
         ("frames", "written by the runner: segments and their outputs"),
     )
     teardown: tuple[str, ...] = (

@@ -61,12 +61,12 @@ class Standing:
         self.meter = CgroupMeter(self.group) if self.group is not None else TreeMeter(pid)
 
     async def until_ready(self) -> None:
-        """Waits until process 1 has loaded what the plan says. Raises OSError or TimeoutError where it does not."""
+        """Waits until its runner has loaded what the plan says. Raises OSError or TimeoutError where it does not."""
         assert self.launched is not None
         task = self.launched.ends["task"]
         await self._until_readable(task, self._loop.time() + _SETUP_S)
         if not read_available(task, 1)[0]:
-            raise OSError("process 1 ended before it was ready")
+            raise OSError("the runner ended before it was ready")
 
     def kill(self) -> None:
         """Kills process 1, and so all that is below it, if it is known by now."""

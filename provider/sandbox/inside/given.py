@@ -1,6 +1,6 @@
 """What a job is given: its inputs as memory that is private to it, and the states it hands on to itself.
 
-The host passes its file to process 1 alone, which copies it into memory without a name (`inputs`) and seals that, so
+The host passes its file to the runner, which copies it into memory without a name (`inputs`) and seals that, so
 that no job reaches a file of the host or sees its path, and what it was given counts as its memory. Each segment sees
 pages of its own once it writes to them: nothing is doubled before, and nothing is changed for the next.
 """
@@ -24,12 +24,19 @@ _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def take_over(file: int, memory: int) -> None:
-    """Process 1: copies the host's file into the nameless memory, seals it and closes the file. Raises OSError."""
+    """The runner, before it loads any code: copies the host's file into the nameless memory, seals it and closes the
+    file. Raises OSError.
+    """
     copied = 0
     while count := os.sendfile(memory, file, copied, _COPY):
         copied += count
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
     os.close(file)
+
+
+def is_taken(memory: int) -> bool:
+    """Whether a task was taken over: its memory is sealed then, which nobody can undo."""
+    return bool(fcntl.fcntl(memory, fcntl.F_GET_SEALS))
 
 
 def open_inputs(memory: int, task: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Process 1 of the sandbox: takes the task, sets the limits, starts the runner, reaps, says how the runner ended.
+"""Process 1 of the sandbox: starts the runner, which takes the task and sets its limits; reaps; says how it ended.
 
 It never runs a line of the job, and as process 1 of its namespace no job can signal it. When it leaves, the kernel
 kills all that is left.
@@ -13,12 +13,12 @@ import sys
 
 from provider.sandbox.inside import wire
 from provider.sandbox.inside.forks import fork_bare, import_withheld
-from provider.sandbox.inside.given import take_over
+from provider.sandbox.inside.given import is_taken, take_over
 from provider.sandbox.inside.runner import Runner
 
 TYPE_CHECKING = False  # typing costs 5 ms at each start
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 
 def main() -> None:
@@ -29,7 +29,24 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would make process 1 killable by SIGINT
     os.environ.pop("LD_BIND_NOW", None)
     for name in sys.argv[4:]:
-        import_withheld(name)  # the time it takes passes before the task comes
+        import_withheld(name)
+    alone = os.getpid() == 1
+    pid = fork_bare()  # ahead of the task, which need not wait for it
+    if pid == 0:
+        _be_runner(source, sink, memory, alone=alone)
+    os.close(source)
+    ended = _wait_for(pid)
+    if not is_taken(memory):
+        os._exit(1)  # no line of the job has run: whatever went wrong was not its doing
+    try:
+        wire.write_all(sink, wire.frame(wire.CLOSED, wire.CLOSING.pack(*wire_status(ended))))
+    except OSError:
+        pass  # the job, whose loading shares this stream, made it non-blocking and full: our leaving says as much
+    os._exit(0)
+
+
+def _be_runner(source: int, sink: int, memory: int, *, alone: bool) -> NoReturn:
+    """Says that it is ready, takes the task, sets the limits, and runs it."""
     try:
         os.write(source, wire.READY)
         file = wire.receive_file(source)
@@ -39,17 +56,7 @@ def main() -> None:
     os.close(source)
     take_over(file, memory)
     _limit(task["rlimits"])
-    alone = os.getpid() == 1
-    pid = fork_bare()
-    if pid == 0:
-        Runner(task, sink, alone=alone).run(memory)
-    os.close(memory)
-    ended = _wait_for(pid)
-    try:
-        wire.write_all(sink, wire.frame(wire.CLOSED, wire.CLOSING.pack(*wire_status(ended))))
-    except OSError:
-        pass  # the job, whose loading shares this stream, made it non-blocking and full: our leaving says as much
-    os._exit(0)
+    Runner(task, sink, alone=alone).run(memory)
 
 
 def _limit(rlimits: Any) -> None:

@@ -32,7 +32,7 @@ OK, RAISED, MEMORY, SIGNALED, EXITED = 0, 1, 2, 3, 4
 """Outcomes: returned, raised, raised MemoryError, died by a signal, left with an exit status and no result."""
 
 READY = b"r"
-"""What process 1 says once, before it takes its task."""
+"""What the runner says once, before it takes its task."""
 
 _LENGTH = struct.Struct(">I")
 _DESCRIPTOR = struct.Struct("i")
