@@ -51,7 +51,7 @@ from broker.auction.lots import TX_VALIDITY, Lot, LotPhase
 from broker.auction.matching import Survey
 from broker.auction.rounds import Posted, Round
 from broker.auction.scoring import Share, compute_cost
-from broker.protocol.api import Announced, Closed, Ended, Failed, JobEvent
+from broker.protocol.api import Announced, Awarded, Closed, Ended, Failed, JobEvent
 from broker.protocol.jobs import JobSpec
 from broker.protocol.messages import Withdrawal
 from chain.base.hashing import Tag
@@ -293,11 +293,12 @@ class Auction:
 
     def _award(self, closed: Round, share: Share, now: int) -> list[AuctionEffect]:
         start = find_start(self.lots.values(), self.order, share.first)
-        if start is None:
-            return []
+        return [] if start is None else self._make_lot(closed, share, start, now).start(now)
+
+    def _make_lot(self, closed: Round, share: Share, start: bytes, now: int) -> Lot:
         lot = Lot(self._shared, closed, share, start, now)
         self.lots[lot.lease] = lot
-        return lot.start(now)
+        return lot
 
     # Lots
 
@@ -326,12 +327,20 @@ class Auction:
         return self._drop(lot, rule, now)
 
     def _replace(self, lot: Lot, rule: str, now: int) -> Sequence[AuctionEffect]:
-        """The next best bid of the same book takes the range; with none left it is a gap."""
-        share = None if self._no_more else lot.round.replace(lot.part, now)
-        if share is None:
-            return self._drop(lot, rule, now)
-        lot.fail()
-        return [self._tell(Failed(now, lot.lease, rule)), *self._award(lot.round, share, now)]
+        """The next best bid of the same book takes the range; with none left it is a gap. One that can't open any more
+        is awarded and fails at once: so everybody knows why the one behind it comes next.
+        """
+        effects: list[AuctionEffect] = []
+        while rule:
+            share = None if self._no_more else lot.round.replace(lot.part)
+            if share is None:
+                return [*effects, *self._drop(lot, rule, now)]
+            lot.fail()
+            effects.append(self._tell(Failed(now, lot.lease, rule)))
+            lot = self._make_lot(lot.round, share, lot.award.body.start, now)
+            rule = lot.round.find_fault(share, now)
+            effects += [self._tell(Awarded(now, lot.award, lot.bid, lot.lease))] if rule else lot.start(now)
+        return effects
 
     def _drop(self, lot: Lot, rule: str, now: int) -> Sequence[AuctionEffect]:
         lot.fail()

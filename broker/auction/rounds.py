@@ -131,18 +131,22 @@ class Round:
         self.used.update(share.bid.signature for share in shares)
         return shares
 
-    def replace(self, part: Span, now: int) -> Share | None:
-        """Who takes a part whose award was refused: the next best bid that has no part and can still open."""
-        posted, closed = self._posted, self._closed
-        late = {
-            bid.signature
-            for bid in closed.bids
-            if find_fault(posted.order, bid.body, posted.house.commission, now, part=part, closed=closed.closed)
-        }
-        share = replace_share(posted.order, posted.spec, part, closed, posted.house.commission, self.used | late)
+    def replace(self, part: Span) -> Share | None:
+        """Who takes a part whose award was refused: the next best bid that has no part, as at the close. One that has
+        run out since then has its turn too: by our clock nobody else could work out who comes next (R12 a).
+        """
+        posted = self._posted
+        commission = posted.house.commission
+        share = replace_share(posted.order, posted.spec, part, self._closed, commission, frozenset(self.used))
         if share is not None:
             self.used.add(share.bid.signature)
         return share
+
+    def find_fault(self, share: Share, now: int) -> str:
+        """The rule by which a share can't open its lease any more; empty if it can."""
+        posted, part = self._posted, Span(share.first, share.count)
+        commission, closed = posted.house.commission, self._closed.closed
+        return find_fault(posted.order, share.bid.body, commission, now, share.price, part, closed)
 
     def explain(self, now: int) -> Unmatched:
         """Why nobody could be awarded."""

@@ -175,7 +175,7 @@ def advising(job: str) -> Iterator[None]:
     try:
         yield
     except JobFailed as error:
-        if error.result is not None:
+        if error.result is not None and error.result.came:
             error.add_note(f"`tally result {job[:16]} --partial` gives what came nevertheless")
         raise
 

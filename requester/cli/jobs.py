@@ -19,7 +19,7 @@ from requester.cli.files import check_target
 from requester.cli.options import TARGET, with_options
 from requester.cli.printing import print_result, say_retention, show_left
 from requester.cli.progress import Progress
-from requester.client.costs import Cost, read_cost, read_kept_until
+from requester.client.costs import Cost, count_failed, read_cost, read_kept_until
 from requester.client.market import AsyncMarket
 from requester.client.reading import count_here
 from requester.client.settings import get_folder
@@ -31,23 +31,32 @@ from requester.store.jobs import JobRow, JobStore
 
 @dataclass(frozen=True)
 class JobLine:
-    """A job as it is listed: `here` of its `total` segments have their outputs in the store."""
+    """A job as it is listed: of its `total` segments `here` have their outputs in the store, and `failed` have none
+    because their program failed.
+    """
 
     row: JobRow
     kind: str
     cost: Cost
     here: int
+    failed: int
     total: int
     kept_until: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing more is to be had."""
+        return self.here + self.failed >= self.total
 
 
 def read_line(store: JobStore, row: JobRow) -> JobLine:
     """One line of the list."""
     documents = store.load_documents(row.id)
     total = documents.order.body.segments
-    here = count_here(store, row, documents)
+    failed = count_failed(documents.leases)
+    here = count_here(store, row, documents) - failed
     kind = documents.spec.kind.value
-    return JobLine(row, kind, read_cost(documents), here, total, read_kept_until(documents))
+    return JobLine(row, kind, read_cost(documents), here, failed, total, read_kept_until(documents))
 
 
 @click.command(epilog="\b\nExamples:\n  tally jobs\n  tally jobs --json")
@@ -73,7 +82,7 @@ def jobs(choices: Choices) -> int:
     head = ("job", "signed", "kind", "phase", "here", "credits", "kept until", "title")
     click.echo("\n".join(show_columns([head, *(_show(line, now) for line in lines)])))
     for line in lines:
-        if line.here < line.total and is_going_soon(line.kept_until, now):
+        if not line.is_whole and is_going_soon(line.kept_until, now):
             say_retention(line.row.id.hex(), line.kept_until, here=False, quiet=False)
     return output.OK
 
@@ -88,6 +97,7 @@ def _describe(line: JobLine) -> dict[str, Any]:
         "signed": row.signed,
         "segments": line.total,
         "here": line.here,
+        "failed": line.failed,
         "cost": line.cost.total,
         "settled": line.cost.settled,
         "kept_until": line.kept_until,
@@ -101,7 +111,8 @@ def _show(line: JobLine, now: int) -> tuple[str, ...]:
     when = datetime.fromtimestamp(row.signed / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     paid = format_credits(line.cost.total) if line.cost.total or line.cost.settled else "-"
     here, left = f"{line.here}/{line.total}", show_left(line.kept_until, now)
-    return row.id.hex()[:16], when, line.kind, row.phase, here, paid, left, escape_line(row.title, limit=60)
+    phase = f"{row.phase}, {line.failed} failed" if line.failed else row.phase
+    return row.id.hex()[:16], when, line.kind, phase, here, paid, left, escape_line(row.title, limit=60)
 
 
 @click.command(
@@ -187,4 +198,4 @@ def cancel(choices: Choices, job: str) -> int:
 
 def describe_kept(line: JobLine, now: int) -> str:
     """Whether a job's outputs are here, and else how long the broker keeps them."""
-    return "all outputs are here" if line.here == line.total else describe_retention(line.kept_until, now)
+    return "all outputs are here" if line.is_whole else describe_retention(line.kept_until, now)

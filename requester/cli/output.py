@@ -81,8 +81,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
 
 
 def to_json(value: Any) -> Any:
-    """A job value as JSON can hold it: arrays as type, shape and (if not large) elements; bytes as hex; complex as a
-    pair; what is not finite as text.
+    """A job value as JSON can hold it: arrays as type, shape and (if not large) elements; tables as columns and (if not
+    large) rows; bytes as hex; complex as a pair; what is not finite as text.
     """
     if isinstance(value, dict):
         return {key if isinstance(key, str) else repr(key): to_json(item) for key, item in value.items()}
@@ -96,11 +96,44 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, complex):
         return {"complex": [to_json(value.real), to_json(value.imag)]}
+    package = type(value).__module__.partition(".")[0]
+    if package in _TABLES:
+        return _TABLES[package](value)
     if hasattr(value, "ndim") and value.ndim == 0:
         return to_json(value.item())
     described = {"dtype": str(value.dtype), "shape": list(value.shape)}
     lists = math.prod(max(1, length) for length in value.shape)  # an array without elements may still be of 2^62 lists
     return described | ({"data": to_json(value.tolist())} if lists <= MAX_ITEMS else {})
+
+
+def _describe_pandas(value: Any) -> dict[str, Any]:
+    """A DataFrame or Series by pandas' own hand: columns, index and data; times as ISO 8601, what is missing null."""
+    described = {"table": f"pandas.{type(value).__name__}", "shape": list(value.shape)}
+    if value.size > MAX_ITEMS:
+        return described
+    text = value.to_json(orient="split", date_format="iso", default_handler=str)
+    return described | json.loads(text)  # type: ignore[no-any-return]  # an object, by `orient`
+
+
+def _describe_arrow(value: Any) -> dict[str, Any]:
+    """A table of Arrow: columns and rows; what JSON has no form for as text."""
+    columns, rows = list(value.schema.names), value.num_rows
+    described: dict[str, Any] = {"table": f"pyarrow.{type(value).__name__}", "shape": [rows, len(columns)]}
+    described["columns"] = columns
+    if rows * len(columns) > MAX_ITEMS:
+        return described
+    data = [column.to_pylist() for column in value.columns]
+    cells = [[_to_cell(column[row]) for column in data] for row in range(rows)]
+    return described | {"data": cells}
+
+
+def _to_cell(value: Any) -> Any:
+    return to_json(value) if isinstance(value, _PLAIN) else str(value)
+
+
+_PLAIN = (dict, list, bytes, bool, int, float, str, type(None))
+
+_TABLES = {"pandas": _describe_pandas, "pyarrow": _describe_arrow}
 
 
 def show_value(value: Any) -> str:

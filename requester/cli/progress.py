@@ -34,7 +34,7 @@ WORDS = {
     "awarded": "a provider won; its lease is being opened",
     "running": "the lease is final; the provider is working",
     "delivered": "the result is being fetched and checked",
-    "accepted": "the delivery passed every check and is accepted",
+    "accepted": "what came passed every check and is accepted",
 }
 """Phases that are worth a line, in their order; that a job is paid stands at its end, beside its result or failure."""
 

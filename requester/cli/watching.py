@@ -70,6 +70,7 @@ async def _stream(market: AsyncMarket, job: bytes) -> int:
         rule=line.row.rule,
         text=line.row.text,
         done=line.here,
+        failed=line.failed,
         total=line.total,
         cost=line.cost.total,
         settled=line.cost.settled,
@@ -102,10 +103,10 @@ async def _print_lines(market: AsyncMarket, job: bytes) -> int:
 def _say_end(market: AsyncMarket, job: bytes) -> None:
     line, now = read_line(market.store, market.store.get(job)), SystemClock().now()
     reason = f": {escape_line(line.row.text, limit=500)}" if line.row.text else ""
-    credits = format_credits(line.cost.total)
-    click.echo(f"{line.row.phase}{reason}; {line.here} of {line.total} segments, {credits} credits")
+    credits, failed = format_credits(line.cost.total), f", {line.failed} failed" if line.failed else ""
+    click.echo(f"{line.row.phase}{reason}; {line.here} of {line.total} segments{failed}, {credits} credits")
     click.echo(describe_kept(line, now))
-    say_retention(job.hex(), line.kept_until, here=line.here == line.total, quiet=False)
+    say_retention(job.hex(), line.kept_until, here=line.is_whole, quiet=False)
 
 
 async def _draw(market: AsyncMarket, job: bytes) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from chain.base.units import compute_share
+from chain.ledger.terms.outcome import FINAL_FAILURES
 from requester.purchase.documents import Documents, LeasePapers
 from requester.purchase.phases import LEASE_ENDS
 
@@ -51,6 +52,11 @@ def read_kept_until(documents: Documents) -> int:
     """The Instant until which the broker keeps all outputs, by its storage receipts; 0 where there is none yet."""
     kept = [papers.storage.body.kept_until for papers in documents.leases if papers.storage is not None]
     return min(kept, default=0)
+
+
+def count_failed(leases: Iterable[LeasePapers]) -> int:
+    """Segments that failed, by verified receipts: one ends its lease (R9)."""
+    return sum(papers.receipt is not None and papers.receipt.body.cause in FINAL_FAILURES for papers in leases)
 
 
 def count_served(leases: Iterable[LeasePapers]) -> int:

@@ -274,7 +274,11 @@ class Following(Buying):
         ended, waiting = await self._cancel_leases(row.id, means, documents.chain)
         if ended:
             what = "the lease" if ended == 1 else f"{ended} leases"
-            text = f"the chain is ending {what}; the provider gets the cancelling fee and the rest comes back"
+            grace = documents.order.body.windows.grace // 1_000
+            text = (
+                f"the chain is ending {what}: for {grace} s the provider may hand in what it has done, then it "
+                "gets the cancelling fee and the rest comes back"
+            )
             return f"{text}; the broker did not answer ({failed})" if failed else text
         if waiting:
             return "the job is being cancelled already; the provider has a moment to hand in what it has done"

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from chain.base.errors import Refused
-from chain.ledger.terms.agreement import Kind
 from requester.client.buying import Estimated
+from requester.client.calls import Callee, make_call, make_calls, make_steps
 from requester.client.following import Following
 from requester.client.handles import AsyncJobHandle
 from requester.client.news import NO_HOOKS, Hooks
 from requester.client.opening import Opening
-from requester.client.packing import Work, make_map, make_run, make_train, pack_code, pack_function, pack_source
+from requester.client.packing import Work, make_run, pack_source
 from requester.client.results import JobResult, MapResult, TrainResult
 from requester.client.settings import load_requester_settings, open_wallet
 from requester.client.wishes import Wishes, split_wishes, take_wishes
-
-Callee = Callable[..., Any] | str | Path
-"""What a `map` or `train` calls: a function, or `FILE.py:function`, or `FOLDER:function`."""
 
 
 class AsyncMarket(Following):
@@ -77,7 +74,7 @@ class AsyncMarket(Following):
         Raises `NoBid`, `JobFailed`, `CheckFailed`, `JobEnded`, `Refused`, `Unavailable`.
         """
         wanted, kwargs = split_wishes(wishes, {"cap": cap, **rest})
-        found: JobResult = await self.buy(make_run(pack_function(function), args, kwargs), wanted, hooks)
+        found: JobResult = await self.buy(make_call(function, args, kwargs), wanted, hooks)
         return found
 
     async def run_script(
@@ -133,7 +130,7 @@ class AsyncMarket(Following):
         Raises `JobFailed` where more than that have no value, unless `partial`; its `result` holds what came.
         `copy` gives arrays that can be written to. Otherwise as `run`.
         """
-        work = make_map(pack_code(function, Kind.MAP), items)
+        work = make_calls(function, items)
         job = await self.sign(work, take_wishes(wishes, rest), hooks)
         found: MapResult = await self.result(job, hooks, partial=partial, copy=copy)
         return found
@@ -161,7 +158,7 @@ class AsyncMarket(Following):
         If a provider leaves, another one goes on from the last state. `step` may be `"FILE.py:function"` or
         `"FOLDER:function"`. `partial` and `copy` as in `map`. Raises as `map`.
         """
-        work = make_train(pack_code(step, Kind.TRAIN), state, steps)
+        work = make_steps(step, state, steps)
         job = await self.sign(work, take_wishes(wishes, rest), hooks)
         found: TrainResult = await self.result(job, hooks, partial=partial, copy=copy)
         return found
@@ -179,7 +176,7 @@ class AsyncMarket(Following):
     ) -> AsyncJobHandle[JobResult]:
         """As `run`, but returns at once: the order is signed and stored, and is sent and followed beside."""
         wanted, kwargs = split_wishes(wishes, {"cap": cap, **rest})
-        return await self.start(make_run(pack_function(function), args, kwargs), wanted, hooks)
+        return await self.start(make_call(function, args, kwargs), wanted, hooks)
 
     async def submit_source(
         self, path: str | Path, args: Sequence[Any] = (), *, hooks: Hooks = NO_HOOKS, **wishes: Any
@@ -198,7 +195,7 @@ class AsyncMarket(Following):
         **rest: Any,
     ) -> AsyncJobHandle[MapResult]:
         """As `map`, but returns at once; the handle's `results` gives values as they come."""
-        return await self.start(make_map(pack_code(function, Kind.MAP), items), take_wishes(wishes, rest), hooks)
+        return await self.start(make_calls(function, items), take_wishes(wishes, rest), hooks)
 
     async def submit_train(
         self,
@@ -211,7 +208,7 @@ class AsyncMarket(Following):
         **rest: Any,
     ) -> AsyncJobHandle[TrainResult]:
         """As `train`, but returns at once; the handle's `results` gives states as they come."""
-        work = make_train(pack_code(step, Kind.TRAIN), state, steps)
+        work = make_steps(step, state, steps)
         return await self.start(work, take_wishes(wishes, rest), hooks)
 
     async def buy(self, work: Work, wishes: Wishes, hooks: Hooks = NO_HOOKS) -> Any:
@@ -268,7 +265,7 @@ def make_any(
 ) -> Work:
     """A `map` where there are items, a `train` where there are steps, else a `run`."""
     if items is not None:
-        return make_map(pack_code(what, Kind.MAP), items)
+        return make_calls(what, items)
     if steps is not None:
-        return make_train(pack_code(what, Kind.TRAIN), state, steps)
-    return make_run(pack_function(what) if callable(what) else pack_source(Path(what)), args, kwargs)
+        return make_steps(what, state, steps)
+    return make_call(what, args, kwargs) if callable(what) else make_run(pack_source(Path(what)), args, kwargs)

@@ -11,6 +11,8 @@ from chain.ledger.terms.work import SegmentRecord
 from requester.client.texts import escape_line, show_size, show_span
 from requester.purchase.documents import Documents
 
+PACKAGE_HINT = "; name what the job imports by --package, or packages=(…): then only who has it bids"
+
 
 class NoBid(Refused):
     """Nobody bid. `lowest` is the lowest price per segment at which someone would have (0: nobody at any price)."""
@@ -97,4 +99,5 @@ def describe_failure(record: SegmentRecord, documents: Documents, traceback: str
             return "a signal ended it"
         case _:
             lines = traceback.strip().splitlines()
-            return escape_line(lines[-1], limit=500) if lines else "it left with a status other than 0"
+            last = escape_line(lines[-1], limit=500) if lines else "it left with a status other than 0"
+            return last + PACKAGE_HINT if last.startswith("ModuleNotFoundError") else last

@@ -18,9 +18,10 @@ from chain.base.errors import Refused
 from chain.rpc.schema import AccountView
 from requester.client.board import Progress
 from requester.client.buying import Estimated
+from requester.client.calls import Callee
 from requester.client.connection import load_clients
 from requester.client.handles import AsyncJobHandle
-from requester.client.market import AsyncMarket, Callee
+from requester.client.market import AsyncMarket
 from requester.client.news import NO_HOOKS, Hooks
 from requester.client.results import Finished, JobResult, MapResult, TrainResult
 from requester.client.wishes import Wishes

@@ -129,7 +129,7 @@ class Purchase:
         if not lots:
             return self._stopped or Outcome(self._get_first_phase())
         if self._is_over:
-            return conclude(lots, self.order.body.kind, self.order.body.segments)
+            return conclude(lots, self.order.body.kind, self.order.body.segments, self.spec.tolerance)
         if self._stopped is not None and not any(lot.opened or lot.is_refused for lot in lots):
             return self._stopped
         return Outcome(self._find_stage(lots))

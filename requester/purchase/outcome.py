@@ -19,6 +19,8 @@ MAX_REASONS = 12
 
 UNSERVED = "nobody served them in time"
 CANCELLED = "you cancelled it"
+BEHIND = "not run, since segment {index} failed"
+GIVEN_UP = "not offered again, since more segments failed than are tolerated"
 LOST = "they are settled, but their results could not be had so far"
 
 
@@ -46,13 +48,13 @@ def is_covered(lots: Iterable[Lot], segments: int) -> bool:
     return refused + sum(lot.taken.count for lot in lots if lot.is_settled and not lot.is_refused) >= segments
 
 
-def conclude(lots: Sequence[Lot], kind: Kind, segments: int) -> Outcome:
+def conclude(lots: Sequence[Lot], kind: Kind, segments: int, tolerance: int = 0) -> Outcome:
     """What a job is once none of its leases waits for anything. At least one of them stood on the chain, or was
     refused.
 
     A `run` whose program failed is settled: its one segment is there, with its error (R9).
     """
-    gaps = list_gaps(lots, segments)
+    gaps = list_gaps(lots, kind, segments, tolerance)
     if not gaps or (kind is Kind.RUN and all(lot.is_good for lot in lots if not lot.is_gone)):
         return Outcome(Phase.SETTLED)
     missing = sum(gap.span.count for gap in gaps)
@@ -75,14 +77,9 @@ def _conclude_without(lots: Sequence[Lot]) -> Outcome:
     return Outcome(Phase.ENDED, f"lease.{state}", LEASE_WORDS.get(state, state))
 
 
-def list_gaps(lots: Sequence[Lot], segments: int) -> list[Gap]:
-    """The segments without a result, in order; neighbours for one reason are one gap.
-
-    Once its owner cancels one lease, nothing of the job is offered again.
-    """
-    cancelled = any(lot.cancelled for lot in lots)
-    default = ("job.cancelled", CANCELLED) if cancelled else ("job.unserved", UNSERVED)
-    reasons: dict[int, tuple[str, str]] = dict.fromkeys(range(segments), default)
+def list_gaps(lots: Sequence[Lot], kind: Kind, segments: int, tolerance: int = 0) -> list[Gap]:
+    """The segments without a result, in order; neighbours for one reason are one gap."""
+    reasons = dict.fromkeys(range(segments), _explain_rest(lots, kind, tolerance))
     for lot in lots:
         if lot.is_gone:
             continue
@@ -96,6 +93,21 @@ def list_gaps(lots: Sequence[Lot], segments: int) -> list[Gap]:
             reasons |= dict.fromkeys(taken, ("result.missing", LOST))
         reasons |= {i: (f"job.{c.value}", f"their program failed ({c.value})") for i, c in _list_failures(lot)}
     return _merge(reasons)
+
+
+def _explain_rest(lots: Sequence[Lot], kind: Kind, tolerance: int) -> tuple[str, str]:
+    """Why nobody served what no lease speaks of. Once its owner cancels one lease, nothing of the job is offered again;
+    nor is what lies behind a failed step of a `train`, or more of a `map` than may fail (R9).
+    """
+    if any(lot.cancelled for lot in lots):
+        return "job.cancelled", CANCELLED
+    failed = [(index, cause) for lot in lots if not lot.is_gone for index, cause in _list_failures(lot)]
+    if failed and kind is Kind.TRAIN:
+        index, cause = min(failed)
+        return f"job.{cause.value}", BEHIND.format(index=index)
+    if len(failed) > tolerance:
+        return f"job.{failed[0][1].value}", GIVEN_UP
+    return "job.unserved", UNSERVED
 
 
 def _list_failures(lot: Lot) -> list[tuple[int, Cause]]:

@@ -289,10 +289,14 @@ def test_an_order_the_chain_refuses_is_off() -> None:
 
 
 def test_time_runs_out_for_the_next_bid() -> None:
-    """ "While time allows": a bid that has run out is not awarded."""
+    """ "While time allows": a bid that has run out has its turn, so that everybody can work out who comes next, and
+    fails at once: nothing is opened with it, and its provider gets no inputs.
+    """
     play = opening()
     play.now += 20_000
-    assert kinds(refuse(play, "R3.e.set-aside")) == [Failed, Unmatched, Withdraw, Ended, Finish]
+    got = refuse(play, "R3.e.set-aside")
+    assert kinds(got) == [Failed, Awarded, Failed, Unmatched, Withdraw, Ended, Finish]
+    assert [one.news.rule for one in got if kinds([one]) == [Failed]] == ["R3.e.set-aside", "R3.validity"]
 
 
 @pytest.mark.parametrize("delayed", [True, False], ids=["silence", "our own fault"])

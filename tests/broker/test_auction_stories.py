@@ -206,9 +206,7 @@ def used_before(play: Play, award: Awarded) -> frozenset[bytes]:
     if news[at - 1 : at] and isinstance(news[at - 1], Failed):
         root = award.award.body.book
         same = [one for one in news[:at] if isinstance(one, Awarded) and one.award.body.book == root]
-        bids = play.auction.lots[award.lease].round.collected.bids
-        late = {bid.signature for bid in bids if bid.body.valid_until < award.at}
-        return frozenset({one.bid.signature for one in same} | late)
+        return frozenset(one.bid.signature for one in same)
     assert all(isinstance(one, Closed | Awarded) for one in news[start:at])
     return frozenset()
 

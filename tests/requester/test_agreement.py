@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from broker.auction.admission import Agreed, HandedIn, House, Means, check_delivery, check_submission
 from broker.auction.book import OpenBook, check_book
+from broker.auction.events import Blame, OpenRefused
+from broker.auction.machine import Phase as AuctionPhase
 from broker.auction.scoring import divide, replace_share
-from broker.protocol.api import PROTOCOL_VERSION, Delivered, Submission
+from broker.protocol.api import PROTOCOL_VERSION, Delivered, Opened, Submission
 from chain.base.errors import Refused
 from chain.base.hashing import Tag
 from chain.base.keys import Signed, Signer
@@ -24,9 +26,13 @@ from chain.ledger.terms.agreement import AwardRule, Bid, Kind, compute_bid_id
 from chain.ledger.terms.outcome import FINAL_FAILURES, Cause
 from chain.ledger.terms.work import Span, is_final
 from requester.purchase import checks, deliveries
+from requester.purchase import events as e
 from requester.purchase.checking import CheckFailed, require
+from requester.purchase.machine import Purchase
 from requester.purchase.order import compute_cost
 from requester.purchase.quote import compute_quote, split_range
+from tests.broker import world as market
+from tests.broker.play import Play
 from tests.requester.chainside import make_open
 from tests.requester.world import BROKER, CHAIN, NOW, World, change
 
@@ -218,3 +224,35 @@ def test_each_outcome_shown_is_what_the_ledger_would_do(cap: int, segments: int,
             split.damages,
         ), name
         assert outcome.paid == sum(lease.locked for lease in leases) - split.refunded <= cap
+
+
+@given(
+    prices=st.lists(st.integers(500_000, 2_000_000), min_size=2, max_size=4, unique=True),
+    validities=st.lists(st.integers(0, 6_000), min_size=4, max_size=4),
+    pauses=st.lists(st.integers(1, 3_000), min_size=4, max_size=4),
+)
+def test_what_the_broker_awards_after_refusals_the_requester_takes(
+    prices: list[int], validities: list[int], pauses: list[int]
+) -> None:
+    """R12 a: a bid that ran out behind the close, which costs nothing to make, may not make the requester refuse the
+    honest lease that the broker gives to the next one.
+    """
+    play = Play(survey=market.make_survey(*market.PROVIDERS[: len(prices)]))
+    for number, (price, valid) in enumerate(zip(prices, validities, strict=False)):
+        play.bid(number, price, valid_until=market.NOW + 300 + valid)
+    for pause in pauses[: len(prices) - 1]:
+        if play.auction.phase is not AuctionPhase.OPENING:
+            break
+        play.tell(OpenRefused(play.lease(), Blame.WINNER, "R3.e.set-aside", "bond is not free"), later=pause)
+    play.open()
+    machine = Purchase(
+        market.CHAIN, market.REQUESTER, market.sign_order(play.order), market.make_spec(kind=play.order.kind)
+    )
+    for event in (e.Restarted(), e.Submitted()):
+        machine.handle(event, market.NOW)
+    told = [e.Heard(news, number) for number, news in enumerate(play.auction.news, 1)]
+    troubles = [one for news in told for one in machine.handle(news, play.now) if isinstance(one, e.TellTrouble)]
+    assert troubles == []
+    assert not any(lot.is_refused for lot in machine.lots)
+    opened = [news.lease for news in play.auction.news if isinstance(news, Opened)]
+    assert [lot.lease for lot in machine.lots if not lot.is_gone] == opened

@@ -200,7 +200,7 @@ def test_over_memory_names_cause_and_figure(fake: FakeMarket, capsys: pytest.Cap
         "tally: the job failed (oom): out of memory: it used 512 MiB of 512 MiB; raise --memory; "
         "1.02 credits paid: a failed segment is paid [job.oom]"
     )
-    assert "the delivery passed every check and is accepted" in said.err.splitlines()
+    assert "what came passed every check and is accepted" in said.err.splitlines()
 
 
 def test_a_cap_below_every_price_names_the_lowest(fake: FakeMarket, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from chain.ledger.terms.outcome import Cause
 from requester.cli import output, printing, watching
 from requester.cli.app import COMMANDS
 from requester.cli.options import read_items, read_state
+from requester.cli.output import FAILED
 from requester.client.board import LeaseProgress, Progress
 from tests.requester.fakes import Deed, FakeMarket, install
 from tests.requester.said import Said, check, load_schema
@@ -304,6 +305,22 @@ def test_jobs_list_what_is_here_and_how_long_the_rest_is_kept(
     assert rows["map"]["kept_until"] > rows["run"]["kept_until"] == 0
     lines = [line.split() for line in Said(capsys, "jobs").out.splitlines()]
     assert {line[5] for line in lines[1:]} == {"5/5", "0/1"}
+
+
+def test_a_job_that_failed_is_not_listed_like_one_that_went_well(
+    fake: FakeMarket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.deed = Deed(cause=Cause.WALL)
+    assert Said(capsys, "run", "job.py", "--cap", "1").code == FAILED
+    [row] = Said(capsys, "jobs", "--json").fits("jobs")["jobs"]
+    assert (row["phase"], row["here"], row["failed"], row["segments"]) == ("settled", 0, 1, 1)
+    assert "settled, 1 failed" in Said(capsys, "jobs").out
+    said = Said(capsys, "watch", row["job"])
+    assert said.out.splitlines()[0].startswith("settled; 0 of 1 segments, 1 failed, ")
+    assert said.out.splitlines()[1] == "all outputs are here", "there is nothing to fetch before it goes"
+    over = json.loads(Said(capsys, "watch", row["job"], "--json").out.splitlines()[-1])
+    check("watch", over)
+    assert (over["done"], over["failed"]) == (0, 1)
 
 
 # ---- estimates ----

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chain.base.errors import Refused
 from chain.ledger.terms.outcome import Usage
 from requester import load
 from requester.cli.files import WRITERS, check_target, write_result
+from requester.cli.output import MAX_ITEMS
 from requester.client.data import READERS
 from requester.client.results import JobResult, MapResult, States, TrainResult
 from requester.purchase.documents import Documents
@@ -70,6 +72,28 @@ def test_tables_of_pandas_and_arrow_are_written_as_they_are(tmp_path: Path) -> N
     for value in (frame, frame["a"], pa.table({"a": [1, 2]})):
         write_result(tmp_path / "t.parquet", make_result(value), force=True)
         assert load(tmp_path / "t.parquet")["a"].tolist() == [1, 2]
+
+
+def test_tables_are_told_as_columns_and_rows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1, 2], "b": ["x", None], "t": pd.to_datetime(["2026-01-02", None])})
+    value = {"frame": frame, "series": frame["a"], "arrow": pa.table({"a": [1, 2], "t": [date(2026, 1, 2), None]})}
+    write_result(tmp_path / "t.json", make_result(value))
+    told = json.loads((tmp_path / "t.json").read_text())
+    rows = [[1, "x", "2026-01-02T00:00:00.000"], [2, None, None]]
+    assert told["frame"] == {
+        "table": "pandas.DataFrame", "shape": [2, 3], "columns": ["a", "b", "t"], "index": [0, 1], "data": rows,
+    }  # fmt: skip
+    assert told["series"]["data"] == [1, 2]
+    rows = [[1, "2026-01-02"], [2, None]]
+    assert told["arrow"] == {"table": "pyarrow.Table", "shape": [2, 2], "columns": ["a", "t"], "data": rows}
+
+
+def test_of_a_large_table_its_shape_is_told(tmp_path: Path) -> None:
+    large = {"a": range(MAX_ITEMS + 1)}
+    write_result(tmp_path / "t.json", make_result([pd.DataFrame(large), pa.table({"a": pa.array(large["a"])})]))
+    for told in json.loads((tmp_path / "t.json").read_text()):
+        assert told["shape"] == [MAX_ITEMS + 1, 1]
+        assert "data" not in told
 
 
 @pytest.mark.parametrize("name", ["r.json", "r.npz", "r.safetensors", "r.bin"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from chain.base.hashing import compute_digest
 from chain.ledger.terms.agreement import Kind
@@ -271,6 +272,23 @@ def test_many_reasons_are_cut_short() -> None:
     lot.failures = dict.fromkeys(range(0, segments, 2), BAD)
     shell.feed(see(world, "settled", 9))
     assert "and 18 more: their program failed" in shell.machine.text
+
+
+def test_what_lies_behind_a_failed_step_is_not_said_to_have_found_no_provider() -> None:
+    world = make_train(OK, BAD)
+    shell = start(world)
+    shell.feed(world.delivered, see(world), see(world, "settled", 9, served=2), end("partly"))
+    assert "1: their program failed (program); 2-3: not run, since segment 1 failed" in shell.machine.text
+
+
+@pytest.mark.parametrize(("tolerance", "why"), [(0, "not offered again, since more segments failed"), (1, "nobody")])
+def test_what_lies_behind_too_many_failed_items_is_not_offered_again(tolerance: int, why: str) -> None:
+    world = World(causes=(OK, BAD), segments=4, kind=Kind.MAP, prices=(200_000, 300_000))
+    world.spec = replace(world.spec, tolerance=tolerance)
+    shell = Shell(world)
+    shell.feed(e.Restarted(), e.Submitted(), world.closed, world.awarded, world.delivered)
+    shell.feed(see(world), see(world, "settled", 9, served=2), end("partly"))
+    assert f"2-3: {why}" in shell.machine.text
 
 
 # ---- whatever the order, the end is the same ----

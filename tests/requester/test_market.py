@@ -73,9 +73,13 @@ async def test_a_function_comes_back_as_a_value_with_its_cost_and_its_proof(fake
     assert found.verify(path) == found.verify(str(path)) == verdicts
 
 
+def paint(number: int, *, colour: str) -> str:
+    return f"{number} {colour}"
+
+
 async def test_what_is_sent_is_the_call(fake: FakeMarket) -> None:
     async with await connect() as market:
-        await market.run(functools.partial(double, 3), cap="2", seed=5, title="doubled", colour="red")
+        await market.run(functools.partial(paint, 3), cap="2", seed=5, title="doubled", colour="red")
     spec = fake.submitted[0].spec
     assert (spec.seed, spec.title, spec.entry) == (5, "doubled", "function")
     assert unpack(fake.blobs[spec.inputs]) == ((), {"colour": "red"})
