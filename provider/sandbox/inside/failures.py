@@ -7,6 +7,7 @@ import sys
 
 from broker.protocol.values import CannotCarry
 from provider.sandbox.inside import wire
+from provider.sandbox.inside.sharing import SharedByAll
 
 _MAX_TEXT = 16 * 1024
 _OURS = os.path.dirname(os.path.abspath(__file__))
@@ -34,8 +35,8 @@ def describe(error: BaseException) -> tuple[int, bytes]:
 
 
 def _format(error: BaseException) -> str:
-    if isinstance(error, CannotCarry):
-        return f"CannotCarry: {error}\n"
+    if isinstance(error, CannotCarry | SharedByAll):
+        return f"{type(error).__name__}: {error}\n"
     import traceback  # 8 ms, and only failures need it
 
     where = error.__traceback__

@@ -36,7 +36,7 @@ def take_over(file: int, memory: int) -> None:
 
 def is_taken(memory: int) -> bool:
     """Whether a task was taken over: its memory is sealed then, which nobody can undo."""
-    return bool(fcntl.fcntl(memory, fcntl.F_GET_SEALS))
+    return bool(fcntl.fcntl(memory, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL)
 
 
 def open_inputs(memory: int, task: dict[str, Any]) -> Any:

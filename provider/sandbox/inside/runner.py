@@ -26,6 +26,7 @@ from provider.sandbox.inside.forks import fork_bare, register_withheld
 from provider.sandbox.inside.given import make_state, open_inputs, unpack
 from provider.sandbox.inside.program import Program
 from provider.sandbox.inside.seeds import LOADING, Seeder
+from provider.sandbox.inside.sharing import check_unshared, list_shared
 from provider.sandbox.inside.tidy import empty_folder
 
 TYPE_CHECKING = False  # typing costs 5 ms at each start
@@ -76,7 +77,11 @@ class Runner:
         self._seeder.move_to(LOADING)
         try:
             inputs = open_inputs(memory, task)
+            before = frozenset() if task["kind"] == "run" else list_shared()
             program = Program(task)
+            if task["kind"] != "run":  # whose one segment shares with nobody
+                check_unshared(before)
+                _tidy(program)
         except BaseException as error:  # noqa: BLE001  # whatever the job's code raises is its result
             outcome, text = failures.describe(error)
             self._tell(first, outcome, 0, text)
@@ -87,11 +92,7 @@ class Runner:
             outcome = self._run_segment(program, index, given)
             if outcome != wire.OK or index == last:
                 break
-            if os.listdir("/job"):
-                empty_folder("/job", keep="code" if program.folder is not None else "")
-            if os.listdir("/dev/shm"):
-                empty_folder("/dev/shm")
-            program.restore()
+            _tidy(program)
         os._exit(0)
 
     def _unpack(self, inputs: Any) -> Iterator[Any]:
@@ -244,6 +245,15 @@ class Runner:
         for _ in range(_REHEARSALS):
             self._be_segment(lambda given, index: given, LOADING, None, sink)
         os.close(sink)
+
+
+def _tidy(program: Program) -> None:
+    """Every segment, the first too, finds the folders as they were before the code was loaded."""
+    if os.listdir("/job"):
+        empty_folder("/job", keep="code" if program.folder is not None else "")
+    if os.listdir("/dev/shm"):
+        empty_folder("/dev/shm")
+    program.restore()
 
 
 def _unpack_early(item: memoryview) -> Any:

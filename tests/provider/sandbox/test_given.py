@@ -67,6 +67,30 @@ def test_the_hosts_file_is_closed_when_it_was_taken_over(file: Path) -> None:
         os.fstat(handle)
 
 
+def test_only_what_was_taken_over_counts_as_taken(file: Path) -> None:
+    memory = os.memfd_create("inputs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    assert not given.is_taken(memory)
+    os.close(memory)
+    memory = take_over(file)
+    assert given.is_taken(memory)
+    os.close(memory)
+
+
+def test_inputs_that_cannot_be_taken_over_are_no_fault_of_the_job(best: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be paid for a segment that never ran."""
+
+    def create(name: str, flags: int) -> int:
+        memory = make(name, flags)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        return memory
+
+    make = os.memfd_create
+    monkeypatch.setattr(os, "memfd_create", create)
+    outcome = best.run(make_task("result = 1"))
+    assert (outcome.cause, outcome.segments) == (Cause.HOST, [])
+
+
 def test_large_arrays_are_views_that_can_be_written_to() -> None:
     array = numpy.arange(1 << 16)
     memory = given.make_state(values.measure(parts := values.pack_parts({"a": [(array, 1.5)], "b": "x"})))

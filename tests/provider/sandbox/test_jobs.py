@@ -157,6 +157,46 @@ def test_segments_leave_nothing_to_each_other(host: Host) -> None:
     assert outcome.values == [[None, None, [], [], [], 3]] * 3
 
 
+SHARED = {
+    "a shared mapping": "import mmap\npage = mmap.mmap(-1, 4096)\n",
+    "a shared mapping of a file": "import mmap\nfile = open('/job/x', 'w+b')\nfile.truncate(4096)\n"
+    "page = mmap.mmap(file.fileno(), 4096)\nfile.close()\n",
+    "a pipe": "import os\nends = os.pipe()\n",
+    "a socket": "import socket\nends = socket.socketpair()\n",
+    "a file to write": "import os\nfile = os.open('/job/left', os.O_CREAT | os.O_RDWR)\n",
+    "a file without a name": "import os\nfile = open('/job/left', 'w')\nos.unlink('/job/left')\n",
+    "a file to read, whose place all share": "file = open('/py/lib/python3.11/os.py')\n",
+    "memory of multiprocessing": "import multiprocessing\nseen = multiprocessing.Value('i', 0, lock=False)\n",
+}
+
+
+@pytest.mark.parametrize("way", SHARED)
+def test_code_that_holds_what_its_segments_would_share_fails_when_it_is_loaded(best: Host, way: str) -> None:
+    """What a fork does not copy would carry traces from segment to segment: none could be replayed alone."""
+    code = SHARED[way].replace("python3.11", f"python{best.image.python}") + "def f(item):\n    return item\n"
+    outcome = best.run(make_series(Kind.MAP, code, [1, 2, 3], 0, 3, "f"))
+    assert [one.cause for one in outcome.segments] == [Cause.PROGRAM]
+    assert outcome.segments[0].error.startswith("SharedByAll: when it was loaded the code opened ")
+    assert (
+        best.run(make_task(SHARED[way].replace("python3.11", f"python{best.image.python}") + "result = 1")).value == 1
+    )
+
+
+def test_what_shares_nothing_may_be_opened_when_code_is_loaded(best: Host) -> None:
+    code = "import mmap, threading, tempfile, random, asyncio, sqlite3, ssl, subprocess\nimport numpy\n"
+    code += "quiet = open('/dev/null', 'w')\nchance = open('/dev/urandom', 'rb')\nlock = threading.Lock()\n"
+    code += "own = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    code += "with open('/job/note', 'w') as file:\n    file.write('x')\n"
+    code += "def f(item):\n    own[0] += 1\n    return own[0]\n"
+    assert best.run(make_series(Kind.MAP, code, [1, 2, 3], 0, 3, "f")).values == [1, 1, 1]
+
+
+def test_the_first_segment_finds_no_more_files_than_the_others(best: Host) -> None:
+    code = "import os\nopen('/job/left', 'w').close()\nopen('/dev/shm/left', 'w').close()\n"
+    code += "def f(item):\n    return [os.listdir('/job'), os.listdir('/dev/shm')]\n"
+    assert best.run(make_series(Kind.MAP, code, [1, 2], 0, 2, "f")).values == [[[], []]] * 2
+
+
 def test_map_takes_its_range_and_ends_at_a_failure(host: Host) -> None:
     outcome = host.run(make_series(Kind.MAP, bodies.double, [1, 2, 3, 4], 1, 2))
     assert [(one.index, values.unpack(one.output)) for one in outcome.segments] == [(1, 4), (2, 6)]
