@@ -173,13 +173,11 @@ SHARED = {
 @pytest.mark.parametrize("way", SHARED)
 def test_code_that_holds_what_its_segments_would_share_fails_when_it_is_loaded(best: Host, way: str) -> None:
     """What a fork does not copy would carry traces from segment to segment: none could be replayed alone."""
-    code = SHARED[way].replace("python3.11", f"python{best.image.python}") + "def f(item):\n    return item\n"
-    outcome = best.run(make_series(Kind.MAP, code, [1, 2, 3], 0, 3, "f"))
+    code = SHARED[way].replace("python3.11", f"python{best.image.python}")
+    outcome = best.run(make_series(Kind.MAP, code + "def f(item):\n    return item\n", [1, 2, 3], 0, 3, "f"))
     assert [one.cause for one in outcome.segments] == [Cause.PROGRAM]
     assert outcome.segments[0].error.startswith("SharedByAll: when it was loaded the code opened ")
-    assert (
-        best.run(make_task(SHARED[way].replace("python3.11", f"python{best.image.python}") + "result = 1")).value == 1
-    )
+    assert best.run(make_task(code + "result = 1")).value == 1, "a run has one segment"
 
 
 def test_what_shares_nothing_may_be_opened_when_code_is_loaded(best: Host) -> None:
