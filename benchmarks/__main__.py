@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 
-from benchmarks import blob_transfer, import_time, map_segments, noop_run, sandbox_start, segments
+from benchmarks import blob_transfer, import_time, job_transfer, map_segments, noop_run, sandbox_start, segments
 from benchmarks.figures import Figure
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "segments": segments.measure,
     "sandbox_start": sandbox_start.measure,
     "blob_transfer": blob_transfer.measure,
+    "job_transfer": job_transfer.measure,
     "import": import_time.measure,
 }
 """Each measures some figures; their names begin with the benchmark's."""

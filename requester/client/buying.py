@@ -17,8 +17,9 @@ from chain.base.keys import show_key
 from chain.base.units import format_credits
 from chain.ledger.terms.agreement import Order
 from requester.client.connection import Connection
-from requester.client.news import NO_HOOKS, Hooks
+from requester.client.news import NO_HOOKS, Hooks, News, NewsKind
 from requester.client.packing import Work
+from requester.client.transfers import OnBytes, Transfers
 from requester.client.wishes import ANY_CAP, Wishes, get_python, make_spec
 from requester.purchase.order import MAX_COMMISSION, Parties, compute_cost, make_order
 from requester.purchase.quote import Quote, compute_quote
@@ -72,7 +73,8 @@ class Buying(Connection):
         )
 
     async def sign(self, work: Work, wishes: Wishes, hooks: Hooks = NO_HOOKS) -> bytes:
-        """Show the price, sign the order and store it; returns the job's id. Nothing is sent yet.
+        """Show the price, sign the order and store it; returns the job's id. The order is not sent yet; large inputs
+        are, since a signed order has no time to wait for them.
 
         Raises `Refused`: `account.unknown`, `account.funds`, `order.commission`, `order.python` (a function of a Python
         that nobody has), `order.declined` (`on_quote` said no).
@@ -87,6 +89,8 @@ class Buying(Connection):
             raise Refused("nothing was signed", rule="order.declined")
         chain = bytes.fromhex((await self.check())[1].chain)
         self.store.blobs.put(work.code.blob)
+        if await Transfers(self.store.blobs, self.broker, _make_teller(hooks)).send_ahead(spec):
+            order = await self._make_order(work, wishes)
         signed = self.signer.sign(Tag.ORDER, chain, order)
         urls = (self.settings.broker, self.settings.chain)
         return self.store.add(chain, signed, spec, self.clock.now(), urls, work.items)
@@ -124,6 +128,11 @@ class Buying(Connection):
         text = describe_pythons(await self.providers(), wanted, work.code.entry)
         if text:
             raise Refused(text, rule="order.python")
+
+
+def _make_teller(hooks: Hooks) -> OnBytes:
+    """Tells of bytes that go before their job has an id."""
+    return lambda text, done, total: hooks.tell(News(NewsKind.TRANSFER, "", text=text, done=done, total=total))
 
 
 def describe_pythons(providers: Sequence[ProviderView], wanted: str, entry: Entry) -> str:

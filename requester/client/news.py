@@ -38,7 +38,8 @@ class News:
       `cost` so far (micro-credits, commission included); the broker keeps the outputs until `kept_until` (an Instant)
     - `metrics`: the job reported `metrics` for a segment (`indices`); its own word, hostile text within
     - `output`: new bytes that the job wrote in `lease` (hostile: escape them)
-    - `transfer`: `done` of `total` bytes of a large blob; `text` is `upload` or `download`
+    - `transfer`: `done` of `total` bytes of a large blob; `text` is `upload` or `download`; inputs go before the order
+      is signed, when there is no `job` yet
     - `trouble`: something that is tried again, `text` in words for a person, under `rule`
     """
 

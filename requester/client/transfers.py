@@ -9,6 +9,7 @@ from functools import partial
 import msgspec
 
 from broker.protocol.api import INLINE_BYTES, Submission
+from broker.protocol.jobs import JobSpec
 from broker.rpc.client import BrokerClient
 from chain.base.errors import Fault, Refused, Unavailable
 from requester.purchase import events as e
@@ -34,17 +35,25 @@ class Transfers:
     async def attach(self, submission: Submission) -> Submission:
         """The submission with its blobs inside where they are small; else they lie at the broker afterwards."""
         spec = submission.spec
+        if await self.send_ahead(spec):
+            return submission
+        found = [self._blobs.get(digest) for digest in {spec.code: None, spec.inputs: None}]
+        return msgspec.structs.replace(submission, blobs=tuple(blob for blob in found if blob))
+
+    async def send_ahead(self, spec: JobSpec) -> bool:
+        """Send what is too large to ride inside a submission; whether there was anything. What the broker holds of it
+        is not sent again.
+        """
         sizes = {spec.code: spec.code_bytes, spec.inputs: spec.input_bytes}
         if sum(sizes.values()) <= INLINE_BYTES:
-            found = [self._blobs.get(digest) for digest in sizes]
-            return msgspec.structs.replace(submission, blobs=tuple(blob for blob in found if blob))
+            return False
         for digest, size in sizes.items():
             if size > SMALL_BYTES:
                 path = self._blobs.path(digest)
                 await self._broker.put_file(path, digest, size, partial(self._tell, "upload"))
             elif size:
                 await self._broker.put_blob(self._blobs.get(digest) or b"")
-        return submission
+        return True
 
     async def fetch(
         self, effect: e.FetchBlobs, sizes: Mapping[bytes, int], complain: Callable[[str, str], None]
