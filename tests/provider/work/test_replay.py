@@ -304,6 +304,19 @@ def test_a_cut_at_every_point_of_the_happy_path_leads_to_the_same_payment(kind: 
         assert [record.output for record in provider.records.values()] == outputs
 
 
+def test_a_prefix_handed_in_by_a_life_that_died_is_known_to_the_next() -> None:
+    provider = make_provider(Kind.MAP)
+    while not provider.receipts:
+        provider.go_on()
+        wait(provider, 100)
+    [prefix] = provider.receipts.values()
+    provider.go_on()
+    provider.die()
+    provider.tell(moved(LeaseState.DELIVERED, served=prefix.count, held=prefix.count))
+    accept_prefix(provider, 0)
+    assert [effect.task for effect in provider.todo if isinstance(effect, Submit)] == [Task.SETTLE]
+
+
 def pass_through(provider: Provider, cut: int | None) -> None:
     """The happy path with hand-ins of prefixes on the way; it dies before step number `cut`."""
     for step in range(20 * SEGMENTS):

@@ -1,0 +1,119 @@
+"""Acceptances: which are heard, what they cost who hears them, and that a lease is settled on one of them, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from chain.base.keys import is_signature
+from chain.ledger.terms.work import SegmentRecord, Span, compute_records_root
+from chain.ledger.transactions import Settle
+from provider.work.events import AcceptanceArrived, LeaseState, PostReceipt, Submit
+from provider.work.standing import MAX_WAITING
+from tests.provider.scene import accept, make_signer, moved
+from tests.provider.work.life import Life, kinds
+from tests.provider.work.test_ranges import DUE, batch, begin_with, open_map
+
+DONE = 20
+
+
+def hand_in(*counts: int) -> Life:
+    """A life of a range of 30 whose receipts over so many segments the holder has."""
+    life = begin_with(counts[0], open_map(30))
+    for number, count in enumerate(counts):
+        now = DUE + 1_000 * number
+        if number:
+            life.tell(batch(counts[number - 1], count - counts[number - 1]), now=now - 1_000)
+        life.wake(now)
+        life.tell(life.stored(), now=now)
+    assert [post.receipt.body.count for post in life.find(PostReceipt)] == list(counts)
+    return life
+
+
+def accept_prefix(life: Life, number: int, cut: int = 0, **change: Any) -> AcceptanceArrived:
+    """The acceptance of hand-in `number`, in two spans where `cut` lies in it: another one for each `cut`."""
+    receipt = life.find(PostReceipt)[number].receipt
+    spans = (Span(0, cut), Span(cut, receipt.body.count - cut)) if cut else (Span(0, receipt.body.count),)
+    return AcceptanceArrived(accept(receipt, change={"segments": spans} | change))
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many records were hashed for a root, each time."""
+    counts: list[int] = []
+
+    def count(records: Sequence[SegmentRecord]) -> bytes:
+        counts.append(len(records))
+        return compute_records_root(records)
+
+    monkeypatch.setattr("provider.work.papers.compute_records_root", count)
+    return counts
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The signatures of acceptances that were checked."""
+    signatures: list[bytes] = []
+
+    def check(key: bytes, message: bytes, signature: bytes) -> bool:
+        signatures.append(signature)
+        return is_signature(key, message, signature)
+
+    monkeypatch.setattr("provider.work.standing.is_signature", check)
+    return signatures
+
+
+IN_VAIN: dict[str, dict[str, Any]] = {
+    "of fewer segments than its receipt has": {"segments": (Span(0, DONE - 1),)},
+    "on a receipt that was never made": {"receipt": bytes(32), "segments": (Span(0, DONE - 1),)},
+    "on another lease": {"lease": bytes(32)},
+    "by a stranger": {"signer": make_signer("stranger").key},
+}
+
+
+@pytest.mark.parametrize("name", IN_VAIN)
+def test_an_acceptance_in_vain_costs_no_hash_of_records_and_no_signature(
+    name: str, hashed: list[int], checked: list[bytes]
+) -> None:
+    life = hand_in(DONE)
+    hashed.clear()
+    for release in (True, False) * 10:
+        told = AcceptanceArrived(accept(life.posted.receipt, change=IN_VAIN[name] | {"release": release}))
+        assert life.tell(told, now=DUE) == []
+    assert (hashed, checked) == ([], [])
+
+
+def test_a_genuine_acceptance_costs_no_hash_of_records(hashed: list[int]) -> None:
+    life = hand_in(DONE - 1, DONE)
+    hashed.clear()
+    assert life.tell(accept_prefix(life, 0), now=DUE + 1_000) == []
+    assert kinds(life.tell(moved(LeaseState.DELIVERED, served=DONE - 1, held=DONE - 1)))[-1] == "submit settle"
+    assert hashed == []
+
+
+def test_few_acceptances_are_heard_on_which_nothing_can_be_settled_yet(checked: list[bytes]) -> None:
+    life = hand_in(DONE)
+    for cut in range(DONE):
+        assert life.tell(accept_prefix(life, 0, cut), now=DUE) == []
+    assert len(checked) == MAX_WAITING
+
+
+@pytest.mark.parametrize("forged", [True, False], ids=["forged ones do not count", "genuine ones count"])
+def test_the_acceptance_that_settles_is_heard_after_however_many(forged: bool) -> None:
+    life = hand_in(DONE - 1, DONE)
+    for cut in range(MAX_WAITING):
+        told = accept_prefix(life, 0, cut)
+        if forged:
+            told = AcceptanceArrived(msgspec.structs.replace(told.acceptance, signature=bytes(64)))
+        life.tell(told, now=DUE + 1_000)
+    last = accept_prefix(life, 1)
+    assert life.tell(last, now=DUE + 1_000) == []
+    told_on_chain = life.tell(moved(LeaseState.DELIVERED, served=DONE, held=DONE))
+    assert ("submit settle" in kinds(told_on_chain)) == forged
+    if not forged:
+        assert kinds(life.tell(last)) == ["submit settle"], "it need not wait any more"
+    [settle] = [one.body for one in life.find(Submit) if isinstance(one.body, Settle)]
+    assert settle.acceptance == last.acceptance
