@@ -66,7 +66,7 @@ class Papers:
 
     def find_contradiction(self, ran: SegmentRan) -> str:
         """Why a record of this segment would contradict what was done or ordered; empty where it would not."""
-        if self.final is not None or self.is_complete:
+        if self.is_complete:
             return "the range is closed"
         if ran.index != self._opened.first + self.done:
             return f"segment {ran.index} where {self._opened.first + self.done} is next"

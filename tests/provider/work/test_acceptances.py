@@ -11,10 +11,23 @@ import pytest
 from chain.base.keys import is_signature
 from chain.ledger.terms.work import SegmentRecord, Span, compute_records_root
 from chain.ledger.transactions import Settle
-from provider.work.events import AcceptanceArrived, LeaseState, PostReceipt, Submit
+from provider.work.events import (
+    AcceptanceArrived,
+    AwaitAcceptance,
+    LeaseState,
+    PostReceipt,
+    Restarted,
+    Stopping,
+    Submit,
+    Task,
+    TransactionRefused,
+    WorkEvent,
+)
+from provider.work.phases import Phase
 from provider.work.standing import MAX_WAITING
 from tests.provider.scene import accept, make_signer, moved
 from tests.provider.work.life import Life, kinds
+from tests.provider.work.test_machine import reach
 from tests.provider.work.test_ranges import DUE, batch, begin_with, open_map
 
 DONE = 20
@@ -38,6 +51,11 @@ def accept_prefix(life: Life, number: int, cut: int = 0, **change: Any) -> Accep
     receipt = life.find(PostReceipt)[number].receipt
     spans = (Span(0, cut), Span(cut, receipt.body.count - cut)) if cut else (Span(0, receipt.body.count),)
     return AcceptanceArrived(accept(receipt, change={"segments": spans} | change))
+
+
+def find_settles(life: Life) -> list[Settle]:
+    """All settles that were handed in, in order."""
+    return [one.body for one in life.find(Submit) if isinstance(one.body, Settle)]
 
 
 @pytest.fixture
@@ -115,5 +133,46 @@ def test_the_acceptance_that_settles_is_heard_after_however_many(forged: bool) -
     assert ("submit settle" in kinds(told_on_chain)) == forged
     if not forged:
         assert kinds(life.tell(last)) == ["submit settle"], "it need not wait any more"
-    [settle] = [one.body for one in life.find(Submit) if isinstance(one.body, Settle)]
+    [settle] = find_settles(life)
     assert settle.acceptance == last.acceptance
+
+
+# One settle
+
+
+def test_what_is_being_settled_is_not_settled_on_another_acceptance_as_well() -> None:
+    life = reach(Phase.STORED)
+    first, second = (AcceptanceArrived(accept(life.posted.receipt, change={"release": one})) for one in (False, True))
+    assert kinds(life.tell(first)) == ["submit settle"]
+    assert life.tell(second) == []
+    assert kinds(life.tell(Restarted())) == ["submit settle", "AwaitAcceptance"]
+    assert [one.acceptance for one in find_settles(life)] == [first.acceptance] * 2
+
+
+def test_a_settle_that_was_refused_is_not_tried_again() -> None:
+    life = reach(Phase.STORED)
+    life.tell(life.accepted())
+    assert kinds(life.tell(TransactionRefused(Task.SETTLE, "R7"))) == ["submit deliver"]
+    assert life.tell(AcceptanceArrived(accept(life.posted.receipt, change={"release": True}))) == []
+    assert kinds(life.tell(Restarted())) == ["submit deliver", "AwaitAcceptance"]
+    assert kinds(life.tell(moved(LeaseState.DELIVERED))) == ["AwaitAcceptance"]
+
+
+def test_a_cancel_settles_on_no_more_than_is_at_stake() -> None:
+    life = hand_in(DONE)
+    life.tell(accept_prefix(life, 0), now=DUE)
+    told = life.tell(moved(LeaseState.CANCELLING, served=DONE - 1, held=DONE - 1), now=DUE)
+    assert "submit settle" not in kinds(told), "the chain would refuse it (R5)"
+
+
+STOPS: dict[str, WorkEvent] = {"cancelled": moved(LeaseState.CANCELLING), "shut down": Stopping()}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_what_is_being_settled_is_not_delivered_as_well_whatever_hurries(name: str) -> None:
+    early = reach(Phase.POSTING)
+    early.tell(early.accepted(), STOPS[name])
+    assert early.tell(early.stored()) == [AwaitAcceptance()]
+    late = reach(Phase.STORED)
+    late.tell(late.accepted(), STOPS[name])
+    assert not [one for one in late.find(Submit) if one.task is Task.DELIVER]

@@ -379,6 +379,7 @@ OBJECTIONS = {
     "of too much": accept(RECEIPT, change={"segments": (Span(0, 2),)}),
     "of something else": accept(RECEIPT, change={"segments": (Span(1, 1),)}),
     "twice the same": accept(RECEIPT, change={"segments": (Span(0, 1), Span(0, 1))}),
+    "of an empty span more": accept(RECEIPT, change={"segments": (Span(0, 1), Span(1, 0))}),
 }
 
 

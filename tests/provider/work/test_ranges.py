@@ -103,6 +103,19 @@ def test_there_is_one_hand_in_at_a_time() -> None:
     assert life.wake(DUE + 10_000) == [] and len(life.find(PostReceipt)) == 1
 
 
+def test_an_answer_to_an_earlier_hand_in_is_none_to_the_one_on_its_way() -> None:
+    life = begin_with(2)
+    life.wake(DUE)
+    late = life.stored()
+    life.tell(Restarted(), batch(2, 1, attempt=1), now=DUE)
+    life.wake(DUE + PREFIX_MS)
+    assert (life.posted.since, life.posted.receipt.body.count) == (0, 3)
+    assert life.tell(late, batch(3, 1, attempt=1), now=DUE + PREFIX_MS)
+    assert life.wake(DUE + 9 * PREFIX_MS) == [], "its storage receipt is not on the receipt that is waited for (R8)"
+    life.tell(life.stored(), now=DUE + 9 * PREFIX_MS)
+    assert kinds(life.wake(DUE + 9 * PREFIX_MS)) == ["PostReceipt"] and life.posted.since == 3
+
+
 def test_nothing_new_is_not_handed_in_again() -> None:
     life = begin_with(2)
     life.wake(DUE)

@@ -353,6 +353,18 @@ def test_papers_refuse_what_would_contradict() -> None:
     assert papers.find_accepted(accept(first)) is first
 
 
+@pytest.mark.parametrize("cause", [Cause.OK, Cause.PROGRAM])
+def test_no_record_follows_the_last_one_of_a_range_whose_final_receipt_is_still_to_come(cause: Cause) -> None:
+    papers = Papers(PROVIDER, CHAIN, make_provider(Kind.MAP).opened)
+    for index in range(SEGMENTS if cause is Cause.OK else 2):
+        papers.add_record(make_segment(index), "ns", "openblas")
+    if cause is not Cause.OK:
+        papers.add_record(make_segment(2, cause=cause), "ns", "openblas")
+    assert papers.is_complete and papers.final is None
+    with pytest.raises(Fault, match="closed"):
+        papers.add_record(make_segment(papers.done), "ns", "openblas")
+
+
 def make_other() -> Any:
     """The receipt that the same records would have under another log."""
     other = Papers(PROVIDER, CHAIN, open_lease())
