@@ -84,6 +84,7 @@ class Provider:
         self.todo: list[WorkEffect] = []
         self.records: dict[int, SegmentRecord] = {}
         self.receipts: dict[bytes, Receipt] = {}
+        self.has_left = False
         self.tell(opened)
 
     def tell(self, event: WorkEvent) -> None:
@@ -106,8 +107,11 @@ class Provider:
                     assert self.records.setdefault(record.index, record) == record, "two records of one segment"
             if isinstance(effect, PostReceipt):
                 self.check_post(effect)
+            if isinstance(effect, PostReceipt) or (isinstance(effect, Submit) and effect.task is Task.DELIVER):
+                assert not self.has_left, "handed in or delivered behind the return"
             if isinstance(effect, Submit) and isinstance(effect.body, Settle | Deliver | Extend):
                 assert encode(effect.body.receipt) in self.receipts, "a receipt that was never handed in"
+            self.has_left = self.has_left or (isinstance(effect, Submit) and effect.task is Task.GIVE_BACK)
 
     def check_post(self, effect: PostReceipt) -> None:
         """What is handed in fits together: the new records, the root over all, and at most one receipt for a count."""
@@ -196,8 +200,6 @@ def assert_same(one: Work, other: Work) -> None:
 ONE_OFF: dict[str, WorkEvent] = {
     "deliver refused": TransactionRefused(Task.DELIVER, "R8"),
     "settle refused": TransactionRefused(Task.SETTLE, "R7"),
-    "extend refused": TransactionRefused(Task.EXTEND, "R5"),
-    "extend final": TransactionFinal(Task.EXTEND),
     "called": moved(LeaseState.CALLED, held=SEGMENTS, called=7),
     "cancelling": moved(LeaseState.CANCELLING, held=SEGMENTS),
     "delivered": moved(LeaseState.DELIVERED, held=SEGMENTS),
@@ -246,6 +248,12 @@ def extend(provider: Provider, span: int) -> None:
     provider.tell(moved(LeaseState.OPEN, served=min(len(provider.records), span % 4), held=SEGMENTS))
 
 
+def answer_extend(provider: Provider, event: WorkEvent) -> None:
+    """The chain's word on an extension that this life asked for."""
+    if any(isinstance(effect, Submit) and effect.task is Task.EXTEND for effect in provider.todo):
+        provider.tell(event)
+
+
 def accept_prefix(provider: Provider, span: int) -> None:
     if provider.receipts:
         body = list(provider.receipts.values())[span % len(provider.receipts)]
@@ -261,6 +269,8 @@ STORIES: dict[str, Callable[[Provider, int], None]] = {
     "job fails": fail_job,
     "cut": cut,
     "extended": extend,
+    "extend refused": lambda provider, _: answer_extend(provider, TransactionRefused(Task.EXTEND, "R5")),
+    "extend final": lambda provider, _: answer_extend(provider, TransactionFinal(Task.EXTEND)),
     "prefix accepted": accept_prefix,
 }
 
