@@ -32,7 +32,7 @@ class Standing:
         self._papers = papers
         self._chain_id = chain_id
         self._accepted: tuple[Signed[Receipt], Signed[Acceptance]] | None = None
-        self._waiting = 0
+        self._heard = 0
         self._refused: set[Task] = set()
         self._asked: dict[Task, int] = {}
 
@@ -78,12 +78,12 @@ class Standing:
         if receipt is None:
             return False
         must_wait = not self._is_free(receipt.body)
-        if must_wait and self._waiting == MAX_WAITING:
+        if must_wait and self._heard >= MAX_WAITING:
             return False
         message = compute_signed_bytes(Tag.ACCEPTANCE, self._chain_id, signed.body)
         if not is_signature(signed.body.signer, message, signed.signature):
             return False
-        self._waiting += must_wait
+        self._heard += 1
         self._accepted = (receipt, signed)
         return not must_wait
 

@@ -25,7 +25,7 @@ from provider.work.events import (
 )
 from provider.work.phases import Phase
 from provider.work.standing import MAX_WAITING
-from tests.provider.scene import accept, make_signer, moved
+from tests.provider.scene import accept, make_signer, moved, run_ended
 from tests.provider.work.life import Life, kinds
 from tests.provider.work.test_machine import reach
 from tests.provider.work.test_ranges import DUE, batch, begin_with, open_map
@@ -135,6 +135,15 @@ def test_the_acceptance_that_settles_is_heard_after_however_many(forged: bool) -
         assert kinds(life.tell(last)) == ["submit settle"], "it need not wait any more"
     [settle] = find_settles(life)
     assert settle.acceptance == last.acceptance
+
+
+def test_an_acceptance_that_waits_does_not_keep_the_whole_range_from_its_delivery() -> None:
+    life = hand_in(DONE)
+    life.tell(batch(DONE, 10), run_ended(), now=DUE)
+    life.tell(life.stored(), now=DUE)
+    assert life.work.phase is Phase.STORED
+    assert life.tell(accept_prefix(life, 0), now=DUE) == []
+    assert kinds(life.wake(DUE + 3_000)) == ["submit deliver"]
 
 
 # One settle
