@@ -328,8 +328,6 @@ class Work:
             return ()
         if not handing.is_whole:
             return self._hand_in(now)
-        if standing.was_asked(Task.GIVE_BACK):
-            return ()
         hurry = self.phase is Phase.LEAVING or standing.is_cancelling or self._is_stopping
         self.phase = Phase.STORED
         if hurry:

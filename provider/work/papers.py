@@ -47,6 +47,7 @@ class Papers:
         self._frontier = Frontier()
         self._usage = Usage()
         self._environments: list[tuple[int, Environment]] = []
+        self._receipts: dict[bytes, Signed[Receipt]] = {}
 
     @property
     def done(self) -> int:
@@ -65,7 +66,7 @@ class Papers:
 
     def find_contradiction(self, ran: SegmentRan) -> str:
         """Why a record of this segment would contradict what was done or ordered; empty where it would not."""
-        if self.final is not None or self.is_complete:
+        if self.is_complete:
             return "the range is closed"
         if ran.index != self._opened.first + self.done:
             return f"segment {ran.index} where {self._opened.first + self.done} is next"
@@ -145,28 +146,21 @@ class Papers:
         return prove_consistency([encode(record) for record in self.records[:new]], old)
 
     def find_accepted(self, signed: Signed[Acceptance]) -> Signed[Receipt] | None:
-        """Our receipt that an acceptance accepts wholly, by somebody who may: None where it is on another one, or
-        leaves segments out (silence accepts them all). Its signature is the caller's to check.
+        """Our receipt that an acceptance accepts wholly, by somebody who may: None where it is on one that was never
+        made, or leaves segments out (silence accepts them all). Its signature is the caller's to check.
         """
+        # No receipt is made here to compare with: a requester may send as many acceptances as it likes, and each would
+        # cost the hashes of all records. One that was not made cannot have been accepted either.
         body, order = signed.body, self._opened.announcement.order.body
-        if body.lease != self._opened.lease or body.signer not in (order.requester, order.watcher):
+        receipt = self._receipts.get(body.receipt)
+        if receipt is None or body.lease != self._opened.lease or body.signer not in (order.requester, order.watcher):
             return None
         end = self._opened.first
         for span in body.segments:
             if span.first != end or span.count == 0:
                 return None
             end += span.count
-        receipt = self._find_receipt(end - self._opened.first)
-        if receipt is None or compute_receipt_id(self._chain_id, receipt.body) != body.receipt:
-            return None
-        return receipt
-
-    def _find_receipt(self, count: int) -> Signed[Receipt] | None:
-        if self.final is not None and self.final.body.count == count:
-            return self.final
-        if not 0 < count <= self.done or count == self._opened.count:
-            return None
-        return self.sign_prefix(count) if self.records[count - 1].cause is Cause.OK else None
+        return receipt if end == self._opened.first + receipt.body.count else None
 
     def _sign(self, count: int, log: bytes, provenance: bytes, finished: int) -> Signed[Receipt]:
         whole = count == self.done
@@ -184,7 +178,9 @@ class Papers:
             provenance=provenance,
             finished=finished,
         )
-        return self._signer.sign(Tag.RECEIPT, self._chain_id, receipt)
+        signed = self._signer.sign(Tag.RECEIPT, self._chain_id, receipt)
+        self._receipts[compute_receipt_id(self._chain_id, receipt)] = signed
+        return signed
 
     def _find_environment(self, count: int) -> Environment:
         """Under what the last of the first `count` records came about."""

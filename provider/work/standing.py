@@ -14,6 +14,11 @@ from chain.ledger.transactions import Answer, Deliver, Extend, GiveBack, Settle
 from provider.work.events import LeaseMoved, LeaseOpened, LeaseState, Submit, Task
 from provider.work.papers import Papers, is_settled_by
 
+MAX_WAITING = 8
+"""So many acceptances of a lease are heard on which it can't be settled yet: a requester needs one, and silence accepts
+what the others would.
+"""
+
 
 class Standing:
     """State of one lease on the chain as far as it is known, and what was asked and refused."""
@@ -27,6 +32,7 @@ class Standing:
         self._papers = papers
         self._chain_id = chain_id
         self._accepted: tuple[Signed[Receipt], Signed[Acceptance]] | None = None
+        self._heard = 0
         self._refused: set[Task] = set()
         self._asked: dict[Task, int] = {}
 
@@ -63,28 +69,36 @@ class Standing:
 
     def accept(self, signed: Signed[Acceptance]) -> bool:
         """Take an acceptance that is genuine and covers all that its receipt does; whether to settle on it now. One
-        that can't be settled yet (its receipt is not final for what is at stake) waits for the chain to move.
+        that can't be settled yet (its receipt is not final for what is at stake) waits for the chain to move; no more
+        than `MAX_WAITING` are heard.
         """
         if self.is_settling:
             return False
         receipt = self._papers.find_accepted(signed)
         if receipt is None:
             return False
+        must_wait = not self._is_free(receipt.body)
+        if must_wait and self._heard >= MAX_WAITING:
+            return False
         message = compute_signed_bytes(Tag.ACCEPTANCE, self._chain_id, signed.body)
         if not is_signature(signed.body.signer, message, signed.signature):
             return False
+        self._heard += 1
         self._accepted = (receipt, signed)
-        return self.is_settling
+        return not must_wait
 
     @property
     def is_settling(self) -> bool:
-        """Whether there is an acceptance on which settling costs nothing (R7): its receipt is final for what is still
-        at stake, or the work was cancelled and it covers all that is done. On a shorter one a settle would give away
-        what came behind it: who cancels could have accepted the first segment long before.
+        """Whether there is an acceptance on which settling costs nothing."""
+        return self._accepted is not None and self._is_free(self._accepted[0].body)
+
+    def _is_free(self, receipt: Receipt) -> bool:
+        """Whether settling on this receipt costs nothing (R7): it is final for what is still at stake, or the work was
+        cancelled and it covers all that is done. On a shorter one a settle would give away what came behind it: who
+        cancels could have accepted the first segment long before. What was refused is not tried again.
         """
-        if self._accepted is None or self.has_refused(Task.SETTLE):
+        if self.has_refused(Task.SETTLE):
             return False
-        receipt = self._accepted[0].body
         if is_settled_by(receipt, self.held):
             return True
         return self.is_cancelling and self._papers.done <= receipt.count <= self.held

@@ -294,6 +294,14 @@ def test_a_job_that_fails_is_a_segment_that_is_paid(cause: Cause) -> None:
     assert kinds(life.wake(LATER + 3_000)) == ["submit deliver"]
 
 
+def test_a_receipt_that_ends_by_a_failed_segment_is_no_extension() -> None:
+    life = reach(Phase.RUNNING)
+    life.tell(ran(output=b"", cause=Cause.PROGRAM), run_ended(cause=Cause.PROGRAM))
+    life.tell(life.stored())
+    life.wake(LATER + 3_000)
+    assert kinds(life.tell(TransactionRefused(Task.DELIVER, "R8"))) == ["submit return"], "the chain takes none (R5)"
+
+
 def test_a_failing_host_is_tried_twice_and_then_given_back() -> None:
     life = reach(Phase.RUNNING)
     assert kinds(life.tell(run_ended(cause=Cause.HOST))) == BEGIN_AGAIN
@@ -379,6 +387,7 @@ OBJECTIONS = {
     "of too much": accept(RECEIPT, change={"segments": (Span(0, 2),)}),
     "of something else": accept(RECEIPT, change={"segments": (Span(1, 1),)}),
     "twice the same": accept(RECEIPT, change={"segments": (Span(0, 1), Span(0, 1))}),
+    "of an empty span more": accept(RECEIPT, change={"segments": (Span(0, 1), Span(1, 0))}),
 }
 
 

@@ -103,6 +103,19 @@ def test_there_is_one_hand_in_at_a_time() -> None:
     assert life.wake(DUE + 10_000) == [] and len(life.find(PostReceipt)) == 1
 
 
+def test_an_answer_to_an_earlier_hand_in_is_none_to_the_one_on_its_way() -> None:
+    life = begin_with(2)
+    life.wake(DUE)
+    late = life.stored()
+    life.tell(Restarted(), batch(2, 1, attempt=1), now=DUE)
+    life.wake(DUE + PREFIX_MS)
+    assert (life.posted.since, life.posted.receipt.body.count) == (0, 3)
+    assert life.tell(late, batch(3, 1, attempt=1), now=DUE + PREFIX_MS)
+    assert life.wake(DUE + 9 * PREFIX_MS) == [], "its storage receipt is not on the receipt that is waited for (R8)"
+    life.tell(life.stored(), now=DUE + 9 * PREFIX_MS)
+    assert kinds(life.wake(DUE + 9 * PREFIX_MS)) == ["PostReceipt"] and life.posted.since == 3
+
+
 def test_nothing_new_is_not_handed_in_again() -> None:
     life = begin_with(2)
     life.wake(DUE)
@@ -436,17 +449,14 @@ def test_an_acceptance_of_a_prefix_settles_once_nothing_more_is_at_stake() -> No
 
 
 def test_a_shorter_prefix_that_the_broker_put_on_the_chain_is_known_again() -> None:
-    life = begin_with(4)
-    assert life.work.papers is not None
-    shorter = life.work.papers.sign_prefix(2)
+    life = begin_with(2)
+    life.wake(DUE)
+    shorter = life.accepted()
+    life.tell(life.stored(), batch(2, 2), now=DUE)
+    life.wake(DUE + PREFIX_MS)
     life.tell(cut(2))
-    assert kinds(life.tell(AcceptanceArrived(accept(shorter)))) == ["submit settle"]
-    other = begin_with(4)
-    other.tell(cut(2))
-    assert other.work.papers is not None
-    longer = other.work.papers.sign_prefix(4)
-    assert other.tell(AcceptanceArrived(accept(longer))) == [], "more than is at stake"
-    assert kinds(other.tell(AcceptanceArrived(accept(shorter)))) == ["submit settle"]
+    assert life.tell(life.accepted()) == [], "more than is at stake"
+    assert kinds(life.tell(shorter)) == ["submit settle"]
 
 
 def test_an_acceptance_of_more_than_is_at_stake_is_no_settle_however_it_ended() -> None:

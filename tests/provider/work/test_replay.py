@@ -84,6 +84,7 @@ class Provider:
         self.todo: list[WorkEffect] = []
         self.records: dict[int, SegmentRecord] = {}
         self.receipts: dict[bytes, Receipt] = {}
+        self.has_left = False
         self.tell(opened)
 
     def tell(self, event: WorkEvent) -> None:
@@ -106,8 +107,11 @@ class Provider:
                     assert self.records.setdefault(record.index, record) == record, "two records of one segment"
             if isinstance(effect, PostReceipt):
                 self.check_post(effect)
+            if isinstance(effect, PostReceipt) or (isinstance(effect, Submit) and effect.task is Task.DELIVER):
+                assert not self.has_left, "handed in or delivered behind the return"
             if isinstance(effect, Submit) and isinstance(effect.body, Settle | Deliver | Extend):
                 assert encode(effect.body.receipt) in self.receipts, "a receipt that was never handed in"
+            self.has_left = self.has_left or (isinstance(effect, Submit) and effect.task is Task.GIVE_BACK)
 
     def check_post(self, effect: PostReceipt) -> None:
         """What is handed in fits together: the new records, the root over all, and at most one receipt for a count."""
@@ -196,8 +200,6 @@ def assert_same(one: Work, other: Work) -> None:
 ONE_OFF: dict[str, WorkEvent] = {
     "deliver refused": TransactionRefused(Task.DELIVER, "R8"),
     "settle refused": TransactionRefused(Task.SETTLE, "R7"),
-    "extend refused": TransactionRefused(Task.EXTEND, "R5"),
-    "extend final": TransactionFinal(Task.EXTEND),
     "called": moved(LeaseState.CALLED, held=SEGMENTS, called=7),
     "cancelling": moved(LeaseState.CANCELLING, held=SEGMENTS),
     "delivered": moved(LeaseState.DELIVERED, held=SEGMENTS),
@@ -246,6 +248,12 @@ def extend(provider: Provider, span: int) -> None:
     provider.tell(moved(LeaseState.OPEN, served=min(len(provider.records), span % 4), held=SEGMENTS))
 
 
+def answer_extend(provider: Provider, event: WorkEvent) -> None:
+    """The chain's word on an extension that this life asked for."""
+    if any(isinstance(effect, Submit) and effect.task is Task.EXTEND for effect in provider.todo):
+        provider.tell(event)
+
+
 def accept_prefix(provider: Provider, span: int) -> None:
     if provider.receipts:
         body = list(provider.receipts.values())[span % len(provider.receipts)]
@@ -261,6 +269,8 @@ STORIES: dict[str, Callable[[Provider, int], None]] = {
     "job fails": fail_job,
     "cut": cut,
     "extended": extend,
+    "extend refused": lambda provider, _: answer_extend(provider, TransactionRefused(Task.EXTEND, "R5")),
+    "extend final": lambda provider, _: answer_extend(provider, TransactionFinal(Task.EXTEND)),
     "prefix accepted": accept_prefix,
 }
 
@@ -304,6 +314,19 @@ def test_a_cut_at_every_point_of_the_happy_path_leads_to_the_same_payment(kind: 
         assert [record.output for record in provider.records.values()] == outputs
 
 
+def test_a_prefix_handed_in_by_a_life_that_died_is_known_to_the_next() -> None:
+    provider = make_provider(Kind.MAP)
+    while not provider.receipts:
+        provider.go_on()
+        wait(provider, 100)
+    [prefix] = provider.receipts.values()
+    provider.go_on()
+    provider.die()
+    provider.tell(moved(LeaseState.DELIVERED, served=prefix.count, held=prefix.count))
+    accept_prefix(provider, 0)
+    assert [effect.task for effect in provider.todo if isinstance(effect, Submit)] == [Task.SETTLE]
+
+
 def pass_through(provider: Provider, cut: int | None) -> None:
     """The happy path with hand-ins of prefixes on the way; it dies before step number `cut`."""
     for step in range(20 * SEGMENTS):
@@ -338,6 +361,18 @@ def test_papers_refuse_what_would_contradict() -> None:
     with pytest.raises(Fault, match="closed"):
         papers.add_record(make_segment(), "ns", "openblas")
     assert papers.find_accepted(accept(first)) is first
+
+
+@pytest.mark.parametrize("cause", [Cause.OK, Cause.PROGRAM])
+def test_no_record_follows_the_last_one_of_a_range_whose_final_receipt_is_still_to_come(cause: Cause) -> None:
+    papers = Papers(PROVIDER, CHAIN, make_provider(Kind.MAP).opened)
+    for index in range(SEGMENTS if cause is Cause.OK else 2):
+        papers.add_record(make_segment(index), "ns", "openblas")
+    if cause is not Cause.OK:
+        papers.add_record(make_segment(2, cause=cause), "ns", "openblas")
+    assert papers.is_complete and papers.final is None
+    with pytest.raises(Fault, match="closed"):
+        papers.add_record(make_segment(papers.done), "ns", "openblas")
 
 
 def make_other() -> Any:
