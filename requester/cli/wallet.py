@@ -14,13 +14,12 @@ from chain.base.units import format_credits
 from chain.runtime.keystore import create_key, save_key
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
-from requester.cli.passphrases import ask, open_signer
+from requester.cli.passphrases import ask, choose, open_signer
 from requester.client.market import AsyncMarket
 from requester.client.settings import (
     PASSPHRASE,
     RequesterSettings,
     change_passphrase,
-    get_passphrase,
     get_settings_path,
     is_encrypted,
     read_seed,
@@ -159,8 +158,10 @@ def restore(choices: Choices, file: Path, passphrase: bool) -> int:
     settings = choices.load()
     if settings.key_path.exists():
         raise Refused(f"{settings.key_path} exists; keys are never overwritten", rule="key.exists")
+    if not file.is_file():
+        raise Refused(f"there is no backup {file}; name the file that `tally wallet backup` wrote", rule="backup.file")
     seed = read_seed(file, ask("passphrase of the backup", BACKUP_PASSPHRASE))
-    phrase = ask("passphrase of the key", PASSPHRASE, is_new=True) if passphrase else get_passphrase()
+    phrase = choose("passphrase of the key", wanted=passphrase)
     signer = save_key(settings.key_path, seed, phrase)
     return _tell_key(choices, show_key(signer.key), settings.key_path)
 
@@ -198,7 +199,7 @@ def _unlock(path: Path, what: str) -> str | None:
 def _make_key(settings: RequesterSettings, wants_passphrase: bool) -> Signer:
     if settings.key_path.exists():  # before anybody types a passphrase for it
         raise Refused(f"{settings.key_path} exists; keys are never overwritten", rule="key.exists")
-    phrase = ask("passphrase of the key", PASSPHRASE, is_new=True) if wants_passphrase else get_passphrase()
+    phrase = choose("passphrase of the key", wanted=wants_passphrase)
     return create_key(settings.key_path, phrase)
 
 

@@ -51,6 +51,9 @@ def test_a_key_is_backed_up_and_restored(
     monkeypatch.setenv("TALLY_BACKUP_PASSPHRASE", "wrong")
     key.unlink()
     assert Said(capsys, "wallet", "restore", "key.backup").err.endswith("[key.passphrase]\n")
+    absent = Said(capsys, "wallet", "restore", "nofile")
+    words = "tally: there is no backup nofile; name the file that `tally wallet backup` wrote [backup.file]\n"
+    assert (absent.code, absent.err) == (1, words)
     assert not key.exists()
 
 
@@ -58,15 +61,15 @@ def test_a_passphrase_is_changed_and_removed(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = home / "requester" / "key.pem"
-    monkeypatch.setenv("TALLY_NEW_PASSPHRASE", "first")
+    monkeypatch.setenv("TALLY_NEW_PASSPHRASE", "first passphrase")
     assert Said(capsys, "wallet", "passphrase", "--json").fits("key")["key"] == ADDRESS
     assert is_encrypted(key)
-    monkeypatch.setenv("TALLY_PASSPHRASE", "first")
-    monkeypatch.setenv("TALLY_NEW_PASSPHRASE", "second")
+    monkeypatch.setenv("TALLY_PASSPHRASE", "first passphrase")
+    monkeypatch.setenv("TALLY_NEW_PASSPHRASE", "second passphrase")
     assert Said(capsys, "wallet", "passphrase").code == 0
-    assert keystore.load_key(key, "second").key == REQUESTER.key
+    assert keystore.load_key(key, "second passphrase").key == REQUESTER.key
     assert Said(capsys, "wallet", "passphrase").err.endswith("[key.passphrase]\n")
-    monkeypatch.setenv("TALLY_PASSPHRASE", "second")
+    monkeypatch.setenv("TALLY_PASSPHRASE", "second passphrase")
     assert Said(capsys, "wallet", "passphrase", "--remove").code == 0
     assert keystore.load_key(key).key == REQUESTER.key
     assert [one.name for one in key.parent.iterdir() if one.name.startswith(".")] == []
@@ -95,7 +98,7 @@ def test_passphrases_are_asked_for_where_no_variable_answers(
     def prompt(text: str, *, hide_input: bool, confirmation_prompt: bool = False, err: bool) -> str:
         assert hide_input and err
         asked.append((text, confirmation_prompt))
-        return "typed"
+        return "typed by hand"
 
     monkeypatch.setattr("click.prompt", prompt)
     monkeypatch.setattr(passphrases, "is_terminal", lambda: True)
@@ -130,8 +133,9 @@ def test_without_a_terminal_nobody_is_asked_and_the_variable_is_named(
         (("wallet", "passphrase"), "TALLY_NEW_PASSPHRASE"),
         (("--key", "n.pem", "wallet", "new", "--passphrase"), "TALLY_PASSPHRASE"),
         (("--key", "n.pem", "init", "--passphrase"), "TALLY_PASSPHRASE"),
-        (("--key", "n.pem", "wallet", "restore", "b.pem"), "TALLY_BACKUP_PASSPHRASE"),
+        (("--key", "n.pem", "wallet", "restore", "kept.pem"), "TALLY_BACKUP_PASSPHRASE"),
     ]
+    (home / "kept.pem").touch()
     for arguments, variable in rows:
         said = Said(capsys, *arguments)
         assert (said.code, said.err.splitlines()[-1].endswith(f"set {variable} [key.passphrase]")) == (1, True), (
@@ -144,6 +148,31 @@ def test_without_a_terminal_nobody_is_asked_and_the_variable_is_named(
             arguments
         )
     assert not (home / "b.pem").exists() and not (home / "n.pem").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments"),
+    [
+        ("TALLY_BACKUP_PASSPHRASE", ("wallet", "backup", "n.pem")),
+        ("TALLY_NEW_PASSPHRASE", ("wallet", "passphrase")),
+        ("TALLY_PASSPHRASE", ("--key", "n.pem", "wallet", "new", "--passphrase")),
+        ("TALLY_PASSPHRASE", ("--key", "n.pem", "wallet", "new")),
+        ("TALLY_PASSPHRASE", ("--key", "n.pem", "init")),
+    ],
+)
+def test_a_new_passphrase_that_is_soon_guessed_is_refused(
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv(variable, "1234567")
+    said = Said(capsys, *arguments)
+    assert (said.code, said.err.endswith("take a longer one [passphrase.short]\n")) == (1, True)
+    assert not (home / "n.pem").exists() and not is_encrypted(home / "requester" / "key.pem")
+    monkeypatch.setenv(variable, "12345678")
+    assert Said(capsys, *arguments).code == 0
 
 
 def test_what_is_no_key_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
