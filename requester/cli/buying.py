@@ -25,6 +25,7 @@ from requester.cli.options import (
     read_wishes,
     with_options,
 )
+from requester.cli.passphrases import open_account
 from requester.cli.printing import print_result
 from requester.cli.progress import Progress
 from requester.client.market import AsyncMarket
@@ -164,7 +165,7 @@ def buy(choices: Choices, make: Callable[[], Work], flags: dict[str, Any]) -> in
 
     try:
         with output.naming(lambda: progress.job):
-            return choices.do(go)
+            return choices.do(go, open_account if dry_run else None)
     except KeyboardInterrupt:
         hint = HINT.format(job=progress.job[:16]) if progress.job else "nothing was signed"
         output.say(f"tally: interrupted; {hint}")

@@ -9,7 +9,15 @@ import click
 
 from chain.base.errors import Refused
 from chain.base.keys import Signer
-from requester.client.settings import PASSPHRASE, RequesterSettings, get_passphrase, is_encrypted, open_wallet
+from requester.client.settings import (
+    PASSPHRASE,
+    Onlooker,
+    RequesterSettings,
+    find_account,
+    get_passphrase,
+    is_encrypted,
+    open_wallet,
+)
 
 LEAST_CHARACTERS = 8
 """Of a new passphrase: what protects a key that others may come by must not be guessed in an afternoon."""
@@ -54,6 +62,12 @@ def open_signer(settings: RequesterSettings) -> Signer:
     if get_passphrase() or not path.exists() or not is_encrypted(path):
         return open_wallet(settings)
     return open_wallet(settings, ask("passphrase of the key", PASSPHRASE))
+
+
+def open_account(settings: RequesterSettings) -> Signer:
+    """As `open_signer`, for what signs nothing: where the key's account is known, the key is not unlocked."""
+    key = find_account(settings.key_path)
+    return open_signer(settings) if key is None else Onlooker(key)
 
 
 def is_terminal() -> bool:

@@ -431,7 +431,7 @@ def test_a_key_with_a_passphrase_opens_by_the_environment(
     assert Said(capsys, "--key", "locked.pem", "wallet", "new").code == 0
     assert Said(capsys, "--key", "locked.pem", "wallet").code == 0
     monkeypatch.setenv("TALLY_PASSPHRASE", "wrong")
-    assert Said(capsys, "--key", "locked.pem", "wallet").err.endswith("[key.passphrase]\n")
+    assert Said(capsys, "--key", "locked.pem", "estimate", "job.py").err.endswith("[key.passphrase]\n")
 
 
 def test_providers(fake: FakeMarket, capsys: pytest.CaptureFixture[str]) -> None:
