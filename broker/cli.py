@@ -19,8 +19,7 @@ from broker.service.node import run_broker
 from broker.service.settings import ENVIRONMENT, BrokerSettings
 from chain import __version__
 from chain.base.keys import Signer, show_key
-from chain.runtime.command import EXIT_CODES, CommandGroup
-from chain.runtime.keystore import create_key
+from chain.runtime.command import EXIT_CODES, CommandGroup, make_account
 from chain.runtime.logs import configure_logs
 from chain.runtime.service import run_service
 from chain.runtime.settings import load_settings
@@ -55,7 +54,7 @@ def init(home: Path | None) -> None:
       tally-broker init --home ./broker
     """
     settings = _load(home, {})
-    signer = create_key(settings.key_file, settings.passphrase or None)
+    signer = make_account(settings.key_file, settings.passphrase or None)
     click.echo(f"key      {settings.key_file}")
     click.echo(f"account  {show_key(signer.key)}")
     click.echo(f"Give it credits for its fees: tally-chain send {show_key(signer.key)} 1000")

@@ -111,7 +111,7 @@ def _describe(one: Mismatch) -> str:
         case Reason.LEVEL if one.nearest < len(Level):
             return f"ask for isolation (level) {list(Level)[one.nearest]}"
         case Reason.RUNTIME:
-            return f"{_describe_runtime(one.text)}{_say(one.text)}"
+            return _describe_runtime(one.text)
         case Reason.BUSY if one.nearest:
             return f"put the deadline (within) {show_span(_round_up(one.nearest))} later, or allow a longer auction"
         case Reason.BUSY:
@@ -122,11 +122,11 @@ def _describe(one: Mismatch) -> str:
 
 def _describe_runtime(text: str) -> str:
     """By the words of `broker.auction.matching`; a provider may say it in others."""
-    if text.startswith("needs Python"):
-        return "ask for another Python (python)"
     if text.startswith("needs the package"):
-        return "ask for fewer packages (packages)"
-    return "ask for another Python (python) or for fewer packages (packages)"
+        return f"do without {text.removeprefix('needs ')}"
+    if text.startswith("needs Python"):
+        return f"ask for another Python (python){_say(text)}"
+    return f"ask for another Python (python) or for fewer packages (packages){_say(text)}"
 
 
 def _say(text: str) -> str:

@@ -108,10 +108,16 @@ def compute_list_price(tariff: Tariff, resources: Resources, segment_wall: int) 
 
 
 def show_bytes(size: int) -> str:
-    """Bytes for people: `512 MB`, `1.5 GB`."""
-    if size >= 10**9:
-        return f"{size // 10**9}.{size % 10**9 // 10**8} GB"
-    return f"{size // 10**6} MB" if size >= 10**6 else f"{size} bytes"
+    """Bytes for people: `512 MiB`, `17.58 GiB`; four digits, rounded down, so that what is advised does fit."""
+    whole, unit = 1, "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < whole << 10:
+            break
+        whole, unit = whole << 10, larger
+    digits = max(0, 4 - len(str(size // whole))) if whole > 1 else 0
+    scaled = size * 10**digits // whole
+    parts = f"{scaled // 10**digits}.{scaled % 10**digits:0{digits}}" if digits else str(scaled)
+    return f"{parts.rstrip('0').rstrip('.') if digits else parts} {unit}"
 
 
 def show_span(milliseconds: int) -> str:

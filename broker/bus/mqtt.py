@@ -50,6 +50,9 @@ the same moment, must subscribe first or never hear it.
 OUTBOX = 1_000
 """Messages that wait while the server is away; beyond it the oldest are dropped."""
 
+START_A_BROKER = "start a broker with `tally-broker run`, or name another"
+"""What to do where no server answers; the broker itself has another advice."""
+
 INBOX = 10_000
 """Messages heard and not yet read; beyond it the library drops new ones."""
 
@@ -76,9 +79,11 @@ class _Client(aiomqtt.Client):
 
 
 class MqttBus:
-    """One client of the MQTT server at `url` (`mqtt://[user:password@]host:port`, `mqtts://` for TLS)."""
+    """One client of the MQTT server at `url` (`mqtt://[user:password@]host:port`, `mqtts://` for TLS); `advice` says
+    what to do where none answers.
+    """
 
-    def __init__(self, url: str, client_id: str, will: Will | None = None) -> None:
+    def __init__(self, url: str, client_id: str, will: Will | None = None, *, advice: str = START_A_BROKER) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
             raise Refused(f"{url!r} is no MQTT address; it looks like mqtt://127.0.0.1:1883", rule="bus.url")
@@ -87,6 +92,7 @@ class MqttBus:
         # A second client of the same name ends the session of the first (threats.md row 31): nobody may guess it.
         self._client_id = f"{client_id}-{secrets.token_hex(8)}"
         self._will = will
+        self._advice = advice
         self._topics: list[str] = []
         self._retained: dict[str, _Outgoing] = {}
         self._outbox: deque[_Outgoing] = deque(maxlen=OUTBOX)
@@ -248,10 +254,7 @@ class MqttBus:
 
     def _unreachable(self, error: BaseException) -> Unavailable:
         why = str(error) or type(error).__name__
-        return Unavailable(
-            f"no MQTT server answers at {self.url} ({why}); start a broker with `tally-broker run`, or name another",
-            rule="bus.unreachable",
-        )
+        return Unavailable(f"no MQTT server answers at {self.url} ({why}); {self._advice}", rule="bus.unreachable")
 
 
 async def _run_until_first_ends(*works: Coroutine[Any, Any, None]) -> None:

@@ -63,12 +63,12 @@ def describe(value: Any, kind: str, path: str) -> list[Any]:
     if kind in {"table", "batch"}:
         return [_write_stream(value, path)]
     if value.attrs:
-        raise CannotCarry(f"{path}.attrs", "dict of attributes", "return it beside the table")
+        raise CannotCarry(f"{path}.attrs", "dict of attributes", "put it beside the table")
     if kind == "series":
         _check_label(value.name, f"{path}.name")
         return [value.name, _describe_axis(value.index, f"{path}.index"), _describe_column(value, path)]
     if len(value.columns) > _MAX_COLUMNS:
-        raise CannotCarry(path, f"DataFrame of {len(value.columns)} columns", "return frame.to_numpy()")
+        raise CannotCarry(path, f"DataFrame of {len(value.columns)} columns", "use frame.to_numpy()")
     labels = _describe_axis(value.columns, f"{path}.columns")
     for label in value.columns:
         if type(label) is not str and not hasattr(label, "__index__"):

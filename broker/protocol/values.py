@@ -236,12 +236,12 @@ def _name(value: object) -> str:
 def _advise(value: object) -> str:
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
     if "torch.Tensor" in names:
-        return "return tensor.detach().cpu().numpy()"
+        return "use tensor.detach().cpu().numpy()"
     if names & {"builtins.set", "builtins.frozenset"}:
-        return "return sorted(...) or list(...)"
+        return "use sorted(...) or list(...)"
     if any(isinstance(value, kind) for kind in (dict, list, tuple, int, str, float, bytes)):
-        return "return the plain built-in type it is made from"
-    return "return plain values (numbers, text, bytes, lists, tuples, dicts) or NumPy arrays"
+        return "use the plain built-in type it is made from"
+    return "use plain values (numbers, text, bytes, lists, tuples, dicts) or NumPy arrays"
 
 
 # ---- unpacking ----

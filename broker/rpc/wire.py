@@ -22,6 +22,7 @@ from broker.rpc.signing import HttpMessage, sign_request
 from chain.base.errors import Refused, TallyError, Unavailable
 from chain.base.hashing import compute_digest
 from chain.base.keys import Signer
+from chain.rpc.wire import describe_failure
 from chain.runtime.clock import Clock
 
 CONNECT_SECONDS = 5.0
@@ -94,7 +95,7 @@ class Wire:
                 yield response
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             message_text = (
-                f"no broker answers at {self.url} ({type(error).__name__}: {error}); "
+                f"no broker answers at {self.url} ({describe_failure(error)}); "
                 "start one with `tally-broker run`, or name another address"
             )
             raise Unavailable(message_text, rule=UNREACHABLE) from None

@@ -58,6 +58,9 @@ SCHEMA = f"{journal.SCHEMA};{jobs.SCHEMA}"
 SWEEP_SECONDS = 60.0
 """Between two looks for what has run out."""
 
+START_A_SERVER = "start an MQTT server there (mosquitto), or leave out --bus"
+"""What a broker is told that finds nobody at the address of `--bus`."""
+
 CHAIN_PAUSE = 0.5
 """Seconds between two tries to reach the chain at the start."""
 
@@ -168,21 +171,27 @@ async def run_broker(settings: BrokerSettings, stop: asyncio.Event) -> None:
     """Run until `stop` is set: key, MQTT server, bus, chain, then the node."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(own_folder(settings.folder))
-        signer = load_or_create_key(settings.key_file, settings.passphrase or None)
-        chain = ChainClient(settings.chain)
-        stack.push_async_callback(chain.close)
-        info = await reach_chain(chain, stop)
-        if info is None:
-            return
-        own_url, public_url = await _start_bus_server(settings, bytes.fromhex(info.chain), stack)
-        bus = MqttBus(own_url, f"broker-{signer.key.hex()[:16]}")
-        await bus.start()
-        stack.push_async_callback(bus.close)
-        node = BrokerNode(settings, signer, Outside(chain, bus, settings.bus_public or public_url))
-        stack.push_async_callback(node.close)
-        await node.start(info)
-        await stop.wait()
-        settings.address_file.unlink(missing_ok=True)
+        await _serve(settings, stop, stack)
+    get_logger("broker").info("broker stopped")
+
+
+async def _serve(settings: BrokerSettings, stop: asyncio.Event, stack: contextlib.AsyncExitStack) -> None:
+    signer = load_or_create_key(settings.key_file, settings.passphrase or None)
+    chain = ChainClient(settings.chain)
+    stack.push_async_callback(chain.close)
+    info = await reach_chain(chain, stop)
+    if info is None:
+        return
+    own_url, public_url = await _start_bus_server(settings, bytes.fromhex(info.chain), stack)
+    bus = MqttBus(own_url, f"broker-{signer.key.hex()[:16]}", advice=START_A_SERVER)
+    await bus.start()
+    stack.push_async_callback(bus.close)
+    node = BrokerNode(settings, signer, Outside(chain, bus, settings.bus_public or public_url))
+    stack.push_async_callback(node.close)
+    await node.start(info)
+    await stop.wait()
+    get_logger("broker").info("broker stops")
+    settings.address_file.unlink(missing_ok=True)
 
 
 async def reach_chain(chain: Chain, stop: asyncio.Event) -> ChainInfo | None:

@@ -13,14 +13,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import msgspec
 
-from chain.base.errors import Refused, Unavailable
+from chain.base.errors import Refused, TallyError, Unavailable
 from chain.base.hashing import NO_CHAIN, Tag, compute_digest, compute_signed_bytes
-from chain.base.keys import Signer
+from chain.base.keys import Signer, show_key
 from chain.consensus.beacon import CHAIN_SLOTS, CHECKPOINT_SPAN, BeaconChain, compute_checkpoints
 from chain.ledger.genesis import Genesis, Params, Seat, make_genesis, read_genesis, write_genesis
 from chain.runtime.files import write_atomically
@@ -76,7 +77,8 @@ class ChainFolder:
         as `make_genesis`.
         """
         if self.genesis_file.exists():
-            raise Refused(f"{self.path} already holds a chain; name another folder", rule="chain.exists")
+            message = f"{self.path} already holds a chain{self._describe()}; name another folder"
+            raise Refused(message, rule="chain.exists")
         make_genesis(plan.name, plan.time, (Seat(Signer(bytes(32)).key, bytes(32)),), (), plan.params)
         seat = self._make_key(self.seat_file, passphrase)
         treasury = self._make_key(self.treasury_file, passphrase)
@@ -112,6 +114,15 @@ class ChainFolder:
             )
             raise Refused(message, rule="R17.head")
         return BeaconChain(checkpoints)
+
+    def _describe(self) -> str:
+        """Whose it is, if its genesis can be read."""
+        with contextlib.suppress(TallyError):
+            genesis = self.read_genesis()
+            treasury = genesis.balances[0].account if genesis.balances else None
+            seat = show_key(genesis.seats[0].key)
+            return f" of the seat {seat}" + (f" and the treasury {show_key(treasury)}" if treasury else "")
+        return ""
 
     def _make_key(self, path: Path, passphrase: str | None) -> Signer:
         """A key left behind by an `init` that was cut off is used: no chain names it yet."""

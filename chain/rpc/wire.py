@@ -4,6 +4,8 @@ cost more than all else that a requester imports.
 
 from __future__ import annotations
 
+import os
+
 import aiohttp
 
 from chain.base.errors import Unavailable
@@ -45,7 +47,15 @@ class Wire:
                 return response.status, data
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             message = (
-                f"no chain node answers at {self._url} ({type(error).__name__}: {error}); "
+                f"no chain node answers at {self._url} ({describe_failure(error)}); "
                 "start one with `tally-chain run`, or name another address"
             )
             raise Unavailable(message, rule="chain.unreachable") from None
+
+
+def describe_failure(error: BaseException) -> str:
+    """Why nobody was reached, in the system's words: aiohttp's own speak of TLS (`ssl:default`) where there is none."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        number, text = error.os_error.errno or 0, error.os_error.strerror
+        return os.strerror(number) if number > 0 else str(text or error.os_error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

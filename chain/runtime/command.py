@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import click
 
 from chain.base.errors import Refused, TallyError, Unavailable
+from chain.base.keys import Signer, show_key
+from chain.runtime.keystore import create_key, load_key
 
 EXIT_CODES = """\b
 Exit codes: 0 done, 1 refused by a rule, 2 wrong usage, 3 a part that is needed
@@ -24,3 +28,15 @@ class CommandGroup(click.Group):
         except TallyError as error:
             click.echo(f"{ctx.find_root().info_name}: {error}", err=True)
             ctx.exit(1 if isinstance(error, Refused) else 3 if isinstance(error, Unavailable) else 4)
+
+
+def make_account(path: Path, passphrase: str | None) -> Signer:
+    """A new key for `init`. Raises `Refused` (`key.exists`) where there is one already, and says whose it is if it
+    opens.
+    """
+    if not path.exists():
+        return create_key(path, passphrase)
+    account = ""
+    with contextlib.suppress(TallyError):
+        account = f"; its account is {show_key(load_key(path, passphrase).key)}"
+    raise Refused(f"{path} exists; keys are never overwritten{account}", rule="key.exists")

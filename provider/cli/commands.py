@@ -17,8 +17,8 @@ from chain.base.keys import show_key
 from chain.base.units import format_credits
 from chain.rpc.client import ChainClient
 from chain.rpc.schema import AccountView, LeaseView
-from chain.runtime.command import EXIT_CODES, CommandGroup
-from chain.runtime.keystore import create_key, load_key
+from chain.runtime.command import EXIT_CODES, CommandGroup, make_account
+from chain.runtime.keystore import load_key
 from chain.runtime.logs import configure_logs
 from chain.runtime.service import run_service
 from chain.runtime.settings import load_settings
@@ -65,7 +65,7 @@ def init(config: Path | None, home: str | None) -> None:
       tally-provider init
     """
     settings = _load(config, home=home)
-    signer = create_key(settings.key_file, settings.passphrase or None)
+    signer = make_account(settings.key_file, settings.passphrase or None)
     click.echo(show_key(signer.key))
     click.echo(f"Give it credits for its bond and fees: tally-chain send {show_key(signer.key)} 100", err=True)
 

@@ -37,6 +37,7 @@ async def run_provider(settings: ProviderSettings, stop: asyncio.Event) -> None:
     """
     settings.check()
     signer = load_key(settings.key_file, settings.passphrase or None)
+    log = get_logger("provider")
     with own_folder(settings.folder):
         async with contextlib.AsyncExitStack() as stack:
             daemon = await open_provider(settings, signer, stack)
@@ -45,11 +46,11 @@ async def run_provider(settings: ProviderSettings, stop: asyncio.Event) -> None:
             await daemon.start()
             write_atomically(settings.ready_path, f"{show_key(signer.key)}\n".encode())
             stack.callback(settings.ready_path.unlink, missing_ok=True)
-            log = get_logger("provider")
             pool, price = settings.pool, format_credits(settings.prices.base)
             log.info("takes orders", account=show_key(signer.key), slots=pool.slots, price=price)
             await stop.wait()
             log.info("stops")
+        log.info("stopped")
 
 
 async def open_provider(settings: ProviderSettings, signer: Signer, stack: contextlib.AsyncExitStack) -> Daemon:
@@ -63,9 +64,9 @@ async def open_provider(settings: ProviderSettings, signer: Signer, stack: conte
     stack.push_async_callback(chain.close)
     broker = BrokerClient(settings.broker, signer)
     stack.push_async_callback(broker.close)
-    info = await wait_for(chain.info, settings.wait_s)
+    info = await wait_for(chain.info, settings.wait_s, f"the chain node at {settings.chain}")
     chain_id = bytes.fromhex(info.chain)
-    said = await wait_for(broker.info, settings.wait_s)
+    said = await wait_for(broker.info, settings.wait_s, f"the broker at {settings.broker}")
     check_broker(said, info.chain, settings)
     clock = SystemClock()
     submitter = Submitter(signer, chain_id, chain, clock)
@@ -104,9 +105,11 @@ def check_broker(said: Info, chain: str, settings: ProviderSettings) -> None:
         )
 
 
-async def wait_for(ask: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """The answer of a part that may still be starting; raises its `Unavailable` after so many seconds."""
-    backoff = Backoff()
+async def wait_for(ask: Callable[[], Awaitable[T]], seconds: float, part: str) -> T:
+    """The answer of a `part` that may still be starting, with one line of log if it is; raises its `Unavailable` after
+    so many seconds.
+    """
+    backoff, said = Backoff(), False
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
@@ -114,4 +117,7 @@ async def wait_for(ask: Callable[[], Awaitable[T]], seconds: float) -> T:
         except Unavailable:
             if asyncio.get_running_loop().time() >= deadline:
                 raise
+        if not said:
+            said = True
+            get_logger("provider").info(f"waits for {part}")
         await backoff.wait()

@@ -15,6 +15,7 @@ import chain
 from requester.cli import output
 
 if TYPE_CHECKING:
+    from chain.base.keys import Signer
     from requester.client.market import AsyncMarket
     from requester.client.settings import RequesterSettings
 
@@ -74,13 +75,19 @@ class Choices:
 
         return load_requester_settings(**self._settings | {name: one for name, one in named.items() if one is not None})
 
-    def do(self, work: Callable[[AsyncMarket], Coroutine[Any, Any, T]]) -> T:
-        """Run `work` with an open market; no part has been asked anything yet."""
+    def do(
+        self,
+        work: Callable[[AsyncMarket], Coroutine[Any, Any, T]],
+        open_key: Callable[[RequesterSettings], Signer] | None = None,
+    ) -> T:
+        """Run `work` with an open market; no part has been asked anything yet. `open_key` is for what signs nothing."""
         from requester.cli.passphrases import open_signer
         from requester.client.market import AsyncMarket  # nor a market, which is most of the time of a start
 
         settings = self.load()
-        signer = open_signer(settings)  # outside of the loop: Ctrl-C has to end the question for a passphrase
+        signer = (open_key or open_signer)(
+            settings
+        )  # outside of the loop: Ctrl-C has to end the question for a passphrase
 
         async def run() -> T:
             async with AsyncMarket(settings, signer) as market:

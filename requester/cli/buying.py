@@ -14,6 +14,7 @@ from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
 from requester.cli.files import check_target
 from requester.cli.options import (
+    CAP,
     DIVISION,
     LIMITS,
     SENDING,
@@ -24,6 +25,7 @@ from requester.cli.options import (
     read_wishes,
     with_options,
 )
+from requester.cli.passphrases import open_account
 from requester.cli.printing import print_result
 from requester.cli.progress import Progress
 from requester.client.market import AsyncMarket
@@ -45,7 +47,7 @@ Examples:
 )
 @click.argument("script", metavar="SCRIPT|FOLDER", type=click.Path(path_type=Path))
 @click.argument("arguments", nargs=-1)
-@with_options(LIMITS)
+@with_options(CAP, LIMITS)
 @click.option(
     "--input",
     "inputs",
@@ -93,7 +95,7 @@ Examples:
 )
 @click.argument("script", metavar="SCRIPT[:FUNCTION]")
 @click.argument("items", metavar="ITEMS")
-@with_options(LIMITS, DIVISION)
+@with_options(CAP, LIMITS, DIVISION)
 @click.option("--partial", is_flag=True, help="Take the values that came, even where some items have none.")
 @with_options(TARGET, SENDING)
 @json_flag
@@ -123,7 +125,7 @@ Examples:
 @click.argument("script", metavar="SCRIPT[:STEP]")
 @click.option("--state", required=True, metavar="FILE|JSON", help="The first state: a file as for --input, or JSON.")
 @click.option("--steps", required=True, type=click.IntRange(min=1), help="How many steps.")
-@with_options(LIMITS)
+@with_options(CAP, LIMITS)
 @click.option("--partial", is_flag=True, help="Take the last state that came, even where not all steps were done.")
 @with_options(TARGET, SENDING)
 @json_flag
@@ -162,7 +164,8 @@ def buy(choices: Choices, make: Callable[[], Work], flags: dict[str, Any]) -> in
         return print_result(found, out or None, force=bool(force), as_json=choices.as_json)
 
     try:
-        return choices.do(go)
+        with output.naming(lambda: progress.job):
+            return choices.do(go, open_account if dry_run else None)
     except KeyboardInterrupt:
         hint = HINT.format(job=progress.job[:16]) if progress.job else "nothing was signed"
         output.say(f"tally: interrupted; {hint}")

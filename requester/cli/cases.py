@@ -12,7 +12,8 @@ from chain.base.errors import Refused
 from chain.base.keys import show_key
 from chain.base.units import format_credits
 from requester.cli import output
-from requester.cli.app import Choices, json_flag, pass_choices
+from requester.cli.app import Choices, json_flag, pass_choices, pass_job
+from requester.cli.files import check_absent
 from requester.cli.progress import QUIET_SECONDS
 from requester.client.settings import get_folder, load_genesis
 from requester.client.texts import escape_line, show_size
@@ -45,21 +46,28 @@ class Beat:
             output.say(f"{self._verb}: {show_size(done)} so far")
 
 
-@click.command()
-@click.argument("job")
+@click.command(
+    epilog="""\b
+Examples:
+  tally case 3f2a -o job.case
+  tally case 3f2a -o whole.case --outputs --inputs
+"""
+)
+@pass_job
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Where to write the case, e.g. job.case."
 )
+@click.option("--force", is_flag=True, help="Let -o overwrite a file.")
 @click.option("--outputs", is_flag=True, help="With the outputs themselves, not only their digests.")
 @click.option("--inputs", is_flag=True, help="With code and inputs.")
 @json_flag
 @pass_choices
-def case(choices: Choices, job: str, out: Path, outputs: bool, inputs: bool) -> int:
+def case(choices: Choices, job: str, out: Path, force: bool, outputs: bool, inputs: bool) -> int:
     """Write everything about JOB into one file that anyone can check by `tally verify`.
 
     Logs and error texts are always in it, outputs, code and inputs only if asked for; your key never is.
     """
-    _check_target(out)
+    _check_target(out, force=force)
     store = JobStore(get_folder())
     try:
         row = store.find(job)
@@ -84,12 +92,19 @@ def case(choices: Choices, job: str, out: Path, outputs: bool, inputs: bool) -> 
     return output.OK
 
 
-def _check_target(out: Path) -> None:
+def _check_target(out: Path, *, force: bool) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise Refused(f"-o {out} is a folder, or lies in none", rule="output.form")
+    check_absent(out, force=force)
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Examples:
+  tally verify job.case --genesis genesis.json
+  tally verify job.case --json
+"""
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--genesis", type=click.Path(path_type=Path), help="The chain's genesis file; by default that of your settings."

@@ -15,7 +15,9 @@ from requester.cli.app import Choices, json_flag, pass_choices
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave all parts running until Ctrl-C and print their addresses.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path), help="A folder for all data and case files, which is kept."
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for all data and case files, which is kept.",
 )
 @json_flag
 @pass_choices

@@ -12,7 +12,16 @@ from chain.base.units import format_credits
 from chain.ledger.terms.agreement import Kind
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
-from requester.cli.options import DIVISION, LIMITS, read_inputs, read_items, read_state, read_wishes, with_options
+from requester.cli.options import (
+    CAP_IF_KNOWN,
+    DIVISION,
+    LIMITS,
+    read_inputs,
+    read_items,
+    read_state,
+    read_wishes,
+    with_options,
+)
 from requester.client.buying import Estimated
 from requester.client.market import AsyncMarket
 from requester.client.packing import Work, make_map, make_run, make_train, pack_source, split_source
@@ -34,7 +43,7 @@ Examples:
 @click.option("--state", metavar="FILE|JSON", help="The first state of a train.")
 @click.option("--steps", type=click.IntRange(min=1), help="It is a train of so many steps.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=JSON", help="A value in the script's dict `inputs`.")
-@with_options(LIMITS, DIVISION)
+@with_options(CAP_IF_KNOWN, LIMITS, DIVISION)
 @click.option(
     "--sample", is_flag=True, help="Run one segment here, unprotected: your own code on your own machine. Measures it."
 )

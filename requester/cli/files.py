@@ -76,7 +76,7 @@ def check_target(path: Path | None, *, folder: bool = True, force: bool = False)
     if not path.parent.is_dir():
         raise Refused(f"there is no folder {path.parent} for -o {path.name}; make it first", rule="output.form")
     if known:
-        _check_absent(path, force=force)
+        check_absent(path, force=force)
     for package in NEEDED.get(path.suffix.lower(), ()) if known else ():
         need(package, f"-o {path}")
 
@@ -86,7 +86,8 @@ def _is_directory(path: Path) -> bool:
     return path.name not in ("", "..") and not path.suffix and (path.is_dir() or not path.exists())
 
 
-def _check_absent(path: Path, *, force: bool) -> None:
+def check_absent(path: Path, *, force: bool) -> None:
+    """Raise `Refused` under `output.exists` where something is there that only `force` would overwrite."""
     if not force and (path.exists() or path.is_symlink()):
         raise Refused(f"{path} is there already; --force overwrites", rule="output.exists")
 
@@ -121,7 +122,7 @@ def _write_folder(path: Path, found: Finished, *, force: bool) -> list[str]:
         raise Refused(f"the files cannot be written: {error}", rule="result.form") from error
     taken = [name for name in sorted(files) if (path / name).exists() or (path / name).is_symlink()]
     if taken:
-        _check_absent(path / taken[0], force=force)
+        check_absent(path / taken[0], force=force)
     _check_below(path, files)
     for name, data in sorted(files.items()):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +204,12 @@ def _find_table(found: Finished, form: str) -> Any:
         rows = value if not isinstance(found, MapResult) or isinstance(value[0], dict) else {"value": value}
         return pandas.DataFrame(rows)
     except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise Refused(f"the result is no table: {escape_line(str(error))}", rule="result.form") from error
+        kind = escape_line(type(value).__name__)
+        raise Refused(
+            f"the result, a {kind}, is no table; a table is a list of dicts (rows) or a dict of lists of one length "
+            "(columns)",
+            rule="result.form",
+        ) from error
 
 
 def _write_csv(path: Path, found: Finished) -> None:

@@ -146,7 +146,8 @@ def result(choices: Choices, /, job: str, out: Path | None, force: bool, partial
         return print_result(found, out, force=force, as_json=choices.as_json)
 
     try:
-        return choices.do(wait)
+        with output.naming(lambda: progress.job):
+            return choices.do(wait)
     except KeyboardInterrupt:
         output.say(f"tally: interrupted; {HINT.format(job=progress.job[:16])}")
         return output.INTERRUPTED

@@ -16,8 +16,13 @@ from requester.client.wishes import Wishes, take_wishes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_CAP_HELP = "The most the job may cost, commission included."
+
+CAP = (click.option("--cap", metavar="CREDITS", required=True, help=_CAP_HELP),)
+
+CAP_IF_KNOWN = (click.option("--cap", metavar="CREDITS", help=_CAP_HELP),)
+
 LIMITS = (
-    click.option("--cap", metavar="CREDITS", help="The most the job may cost, commission included."),
     click.option("--memory", metavar="SIZE", help="Memory of a segment (default 512MiB)."),
     click.option("--wall", metavar="SPAN", help="Time a segment may run (default 5min)."),
     click.option("--within", metavar="SPAN", help="The work is done so long after signing at the latest (default 1h)."),

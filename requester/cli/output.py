@@ -6,9 +6,11 @@ Exit codes: 0 ok, 1 refused, 2 usage, 3 a part is not running, 4 a fault of ours
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -56,6 +58,16 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+@contextlib.contextmanager
+def naming(find_job: Callable[[], str]) -> Iterator[None]:
+    """An error within carries the job's id (`job`), where one is known by then, for `report` to tell."""
+    try:
+        yield
+    except Exception as error:
+        error.__dict__.setdefault("job", find_job())
+        raise
+
+
 def report(error: BaseException, *, as_json: bool) -> int:
     """Say what went wrong, once and clearly; returns the exit code."""
     code = get_exit_code(error)
@@ -64,10 +76,11 @@ def report(error: BaseException, *, as_json: bool) -> int:
     else:
         text, rule = f"{type(error).__name__}: {error}", "internal"
     traceback = error.traceback if isinstance(error, JobFailed) else ""
+    job = getattr(error, "job", "")
     if as_json:
-        members: dict[str, Any] = {"rule": rule, "message": text, "exit": code}
+        members: dict[str, Any] = {"rule": rule, "message": text, "exit": code} | ({"job": job} if job else {})
         if isinstance(error, JobFailed):
-            members |= {"job": error.job, "cause": error.cause.value, "figure": error.figure, "traceback": traceback}
+            members |= {"cause": error.cause.value, "figure": error.figure, "traceback": traceback}
         if isinstance(error, NoBid):
             members |= {"lowest": error.lowest}
         print_json(error=members)
@@ -75,6 +88,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if traceback:
         say(escape(traceback).rstrip())
     say(f"tally: {escape(text)} [{escape(rule)}]")
+    if job and code == FAULT:
+        say(f"the job is {job}; `tally result {job[:16]}` takes it up again")
     for note in getattr(error, "__notes__", ()):
         say(escape(note))
     return code

@@ -13,6 +13,7 @@ from chain.base.units import format_credits
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
 from requester.client.market import AsyncMarket
+from requester.client.settings import Onlooker
 from requester.client.texts import escape_line, show_size, show_span
 from requester.purchase.quote import show_columns
 
@@ -51,7 +52,7 @@ def providers(choices: Choices) -> int:
             click.echo("\n".join(show_columns([HEAD, *map(_show, found)])))
         return output.OK
 
-    return choices.do(ask)
+    return choices.do(ask, lambda _: Onlooker(bytes(32)))  # anybody may ask
 
 
 def _describe(provider: ProviderView) -> dict[str, Any]:

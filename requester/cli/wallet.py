@@ -14,15 +14,15 @@ from chain.base.units import format_credits
 from chain.runtime.keystore import create_key, save_key
 from requester.cli import output
 from requester.cli.app import Choices, json_flag, pass_choices
-from requester.cli.passphrases import ask, open_signer
+from requester.cli.passphrases import ask, choose, open_account
 from requester.client.market import AsyncMarket
 from requester.client.settings import (
     PASSPHRASE,
     RequesterSettings,
     change_passphrase,
-    get_passphrase,
     get_settings_path,
     is_encrypted,
+    keep_account,
     read_seed,
     write_settings,
 )
@@ -58,7 +58,7 @@ def init(choices: Choices, /, passphrase: bool, **given: str | None) -> int:
     path = write_settings(settings)
     changes = _describe_changes(before, _read_file())
     has_key = settings.key_path.exists()
-    signer = open_signer(settings) if has_key else _make_key(settings, passphrase)
+    signer = open_account(settings) if has_key else _make_key(settings, passphrase)
     key = show_key(signer.key)
     if choices.as_json:
         output.print_json(settings=str(path), key=key, key_file=str(settings.key_path))
@@ -159,9 +159,12 @@ def restore(choices: Choices, file: Path, passphrase: bool) -> int:
     settings = choices.load()
     if settings.key_path.exists():
         raise Refused(f"{settings.key_path} exists; keys are never overwritten", rule="key.exists")
+    if not file.is_file():
+        raise Refused(f"there is no backup {file}; name the file that `tally wallet backup` wrote", rule="backup.file")
     seed = read_seed(file, ask("passphrase of the backup", BACKUP_PASSPHRASE))
-    phrase = ask("passphrase of the key", PASSPHRASE, is_new=True) if passphrase else get_passphrase()
+    phrase = choose("passphrase of the key", wanted=passphrase)
     signer = save_key(settings.key_path, seed, phrase)
+    keep_account(settings.key_path, signer.key)
     return _tell_key(choices, show_key(signer.key), settings.key_path)
 
 
@@ -198,8 +201,10 @@ def _unlock(path: Path, what: str) -> str | None:
 def _make_key(settings: RequesterSettings, wants_passphrase: bool) -> Signer:
     if settings.key_path.exists():  # before anybody types a passphrase for it
         raise Refused(f"{settings.key_path} exists; keys are never overwritten", rule="key.exists")
-    phrase = ask("passphrase of the key", PASSPHRASE, is_new=True) if wants_passphrase else get_passphrase()
-    return create_key(settings.key_path, phrase)
+    phrase = choose("passphrase of the key", wanted=wants_passphrase)
+    signer = create_key(settings.key_path, phrase)
+    keep_account(settings.key_path, signer.key)
+    return signer
 
 
 def _show(choices: Choices) -> int:
@@ -213,4 +218,4 @@ def _show(choices: Choices) -> int:
             output.say(f"the chain does not know this account yet; {FUND.format(key=key)}")
         return output.OK
 
-    return choices.do(ask)
+    return choices.do(ask, open_account)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 __all__ = ["Opening"]
 
@@ -25,6 +25,11 @@ class Opening(Generic[T]):
     def __init__(self, open_it: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._open = open_it
         self._opened: T | None = None
+
+    if not TYPE_CHECKING:  # a checker knows by itself that nothing else is here
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"this is not open yet, so it has no {name}: await it, or use `async with`", name=name)
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._open().__await__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -11,8 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 from cryptography.hazmat.primitives import serialization
 
-from chain.base.errors import Refused, Unavailable
-from chain.base.keys import Signer
+from chain.base.errors import Fault, Refused, Unavailable
+from chain.base.keys import Signer, parse_key, show_key
 from chain.ledger.genesis import Genesis, read_genesis
 from chain.runtime.files import sync_folder, write_atomically
 from chain.runtime.home import tally_home
@@ -100,7 +101,48 @@ def open_wallet(settings: RequesterSettings, passphrase: str | None = None) -> S
         raise Refused(
             f"there is no key at {path}; make one with `tally wallet new`, or name one by --key", rule="key.file"
         )
-    return load_key(path, passphrase or get_passphrase())
+    signer = load_key(path, passphrase or get_passphrase())
+    keep_account(path, signer.key)
+    return signer
+
+
+class Onlooker(Signer):
+    """An account without its secret, for what signs nothing. Raises `Fault` under `key.locked` where it is to sign."""
+
+    __slots__ = ()
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+
+    def sign_bytes(self, message: bytes) -> bytes:
+        """Nothing is signed here."""
+        raise Fault(f"{show_key(self.key)} is not unlocked here, so nothing can be signed", rule="key.locked")
+
+
+def keep_account(path: Path, key: bytes) -> None:
+    """Keep the account of a key file with a passphrase beside it, unless it lies there. Where it can't be written, the
+    passphrase is asked for again, and that is all.
+    """
+    with contextlib.suppress(Unavailable, OSError):
+        if is_encrypted(path) and find_account(path) != key:
+            line = f"{show_key(key)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+            write_atomically(get_account_path(path), line.encode(), mode=0o600)
+
+
+def find_account(path: Path) -> bytes | None:
+    """The account of a key file as it lies beside it; None where none does, or that of another file. It is to be shown
+    and asked about: whoever signs goes by the key itself.
+    """
+    try:
+        account, digest = get_account_path(path).read_text("ascii").split()
+        return parse_key(account) if digest == hashlib.sha256(path.read_bytes()).hexdigest() else None
+    except (OSError, ValueError, Refused):
+        return None
+
+
+def get_account_path(path: Path) -> Path:
+    """Where the account of a key file lies."""
+    return path.with_name(f"{path.name}.account")
 
 
 def read_seed(path: Path, passphrase: str | None) -> bytes:
@@ -135,6 +177,9 @@ def change_passphrase(path: Path, old: str | None, new: str | None) -> Signer:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+    with contextlib.suppress(OSError):  # that of the old file is believed by nobody
+        get_account_path(path).unlink()
+    keep_account(path, signer.key)
     return signer
 
 

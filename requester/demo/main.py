@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chain.base.errors import TallyError, Unavailable
+from chain.base.errors import Refused, TallyError, Unavailable
 from requester.demo.beat import Beat
 from requester.demo.play import TRAINER, Stage, play
 from requester.demo.screen import Screen
@@ -45,8 +45,15 @@ async def _until_signal(work: Any) -> int:
     """Run `work`; the first SIGINT or SIGTERM cancels it, later ones change nothing, since it is already stopping."""
     task: asyncio.Task[int] = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if not task.cancelling():
+            sys.stderr.write("\nstopping everything; this takes a moment\n")
+            sys.stderr.flush()
+            task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: task.cancel() if not task.cancelling() else None)
+        loop.add_signal_handler(number, stop)
     return await task
 
 
@@ -54,6 +61,7 @@ async def _tell(as_json: bool, keep: bool, directory: Path | None) -> int:
     out = sys.stderr if as_json else sys.stdout
     screen = Screen(out, is_live=out.isatty())
     started = time.monotonic()
+    check_folder(directory)
     async with _open_world(directory, keep, screen.say) as world:
         beat = Beat(screen)
         async with beat.running():
@@ -62,12 +70,23 @@ async def _tell(as_json: bool, keep: bool, directory: Path | None) -> int:
         ending = await play(Stage(world, screen))
         ending = replace(ending, seconds=time.monotonic() - started, is_kept=directory is not None)
         if as_json:
-            print(json.dumps(ending.to_json(), allow_nan=False), flush=True)  # noqa: T201  # for machines
+            told = ending.to_json(has_files=keep or directory is not None)
+            print(json.dumps(told, allow_nan=False), flush=True)  # noqa: T201  # for machines
         else:
             screen.say("\n".join(ending.to_lines()))
         if keep:
             await _stay(world, screen.say, is_kept=directory is not None)
-        return 1 if ending.problems else 0
+    if keep:
+        rest = "was removed" if directory is None else "stays"
+        screen.say(f"everything was stopped; the folder {world.folder} {rest}")
+    return 1 if ending.problems else 0
+
+
+def check_folder(directory: Path | None) -> None:
+    """Raise `Refused` under `demo.folder` for a folder with a market in it, before anything is started."""
+    if directory is not None and (directory / "chain" / "genesis.json").exists():
+        message = f"--directory {directory} holds a market already; name another folder, or remove this one first"
+        raise Refused(message, rule="demo.folder")
 
 
 @contextlib.asynccontextmanager
@@ -107,6 +126,7 @@ async def _stay(world: World, say: Callable[[str], None], *, is_kept: bool) -> N
     say(
         f"\neverything keeps running; Ctrl-C stops it, and {rest}\n  chain   {world.chain_url}"
         f"\n  broker  {world.broker_url}\n  folder  {world.folder}"
+        f"\n  genesis {world.genesis}"
         f"\n  try     TALLY_HOME={world.folder / TRAINER} tally jobs"
     )
     with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how a kept market ends

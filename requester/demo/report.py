@@ -181,8 +181,8 @@ class Ending:
             for lease in job.leases
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """For machines; amounts are micro-credits."""
+    def to_json(self, *, has_files: bool = True) -> dict[str, Any]:
+        """For machines; amounts are micro-credits. A case file is None unless it is still there for whoever reads."""
         payments = self.list_payments()
         return {
             "version": 1,
@@ -196,7 +196,9 @@ class Ending:
             "confusion": self.judged.get("confusion", []),
             "bought": [job.to_json() for job in self.jobs],
             "receipts": sum(job.told["receipts"] for job in self.jobs),
-            "case_files": [{"job": job.job, **vars(job.case)} for job in self.jobs],
+            "case_files": [
+                {"job": job.job, **vars(job.case), "file": job.case.file if has_files else None} for job in self.jobs
+            ],
             "verified": bool(self.jobs) and all(job.case.verified for job in self.jobs),
             "payments": payments,
             "paid": sum(row["paid"] for row in payments),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS, choose
 from benchmarks.figures import Figure, compute_percentile
 from benchmarks.map_segments import measure_children
 
@@ -36,6 +38,25 @@ def test_the_limit_decides_and_the_aim_is_told(figure: Figure, met: bool | None,
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 2), (0.51, 3), (0.99, 4), (1.0, 4)])
 def test_a_percentile_is_the_smallest_value_that_the_share_does_not_exceed(share: float, value: int) -> None:
     assert compute_percentile([3, 1, 4, 2], share) == value
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        (None, list(BENCHMARKS)),
+        *((name, [name]) for name in BENCHMARKS),
+        ("import_requester", ["import_time"]),
+        ("noop_run_p50", ["noop_run"]),
+        ("nonsense", []),
+    ],
+)
+def test_every_name_that_is_listed_works_and_so_does_that_of_a_figure(only: str | None, names: list[str]) -> None:
+    assert choose(only) == names
+
+
+def test_the_names_that_are_listed_are_those_of_the_modules() -> None:
+    for name in BENCHMARKS:
+        importlib.import_module(f"benchmarks.{name}")
 
 
 BURN = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\n"

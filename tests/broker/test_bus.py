@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from broker.bus import Bus, LocalBus, LocalHub, MqttBus, Will
 from broker.bus import launch as launch_module
@@ -30,10 +31,12 @@ from broker.bus.server import (
 )
 from broker.protocol import topics
 from broker.protocol.messages import MAX_MESSAGE_BYTES
+from broker.service.node import run_broker
+from broker.service.settings import BrokerSettings
 from chain.base.errors import Refused, Unavailable
 from tests.broker.market import eventually
 from tests.broker.mosquitto import Mosquitto, get_mosquitto
-from tests.broker.world import CHAIN, PROVIDERS
+from tests.broker.world import CHAIN, PROVIDERS, FakeChain
 
 KEY, OTHER = PROVIDERS[0].key, PROVIDERS[1].key
 ORDERS, UP, DOWN = topics.orders(CHAIN), topics.up(CHAIN, KEY), topics.down(CHAIN, KEY)
@@ -199,6 +202,28 @@ async def test_no_server_is_one_clear_message() -> None:
     assert refused.value.rule == "bus.unreachable"
     assert f"mqtt://127.0.0.1:{port}" in refused.value.message
     assert "tally-broker run" in refused.value.message
+
+
+async def test_a_broker_whose_server_is_away_is_not_sent_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Node(FakeChain):
+        async def close(self) -> None:
+            """Nothing is open."""
+
+    monkeypatch.setattr("broker.service.node.ChainClient", lambda url: Node())
+    settings = BrokerSettings(home=str(tmp_path), bus=f"mqtt://127.0.0.1:{find_free_port()}")
+    with pytest.raises(Unavailable, match=r"start an MQTT server there \(mosquitto\), or leave out --bus") as refused:
+        await run_broker(settings, asyncio.Event())
+    assert "tally-broker run" not in refused.value.message
+
+
+async def test_a_broker_says_when_it_is_through(tmp_path: Path) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    with structlog.testing.capture_logs() as logs:
+        await run_broker(BrokerSettings(home=str(tmp_path), chain="http://127.0.0.1:1"), stop)
+    assert [line["event"] for line in logs] == ["broker stopped"]
 
 
 async def test_a_server_that_says_nothing_meets_our_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

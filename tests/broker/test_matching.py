@@ -39,7 +39,7 @@ from tests.broker.world import (
     make_spec,
 )
 
-GB = 10**9
+GIB = 1 << 30
 LEFT = 200_000
 
 CLAUSES: list[tuple[Reason, dict[str, Any], dict[str, Any], dict[str, Any], int, str]] = [
@@ -48,11 +48,11 @@ CLAUSES: list[tuple[Reason, dict[str, Any], dict[str, Any], dict[str, Any], int,
     (Reason.RUNTIME, {"runtimes": (Runtime("3.11", ()),)}, {}, {}, 0, "needs the package numpy"),
     (
         Reason.MEMORY,
-        {"memory_bytes": 20 * GB},
-        {"resources": replace(RESOURCES, memory_bytes=24 * GB)},
+        {"memory_bytes": 20 * GIB},
+        {"resources": replace(RESOURCES, memory_bytes=24 * GIB)},
         {},
-        20 * GB,
-        "asks for 24.0 GB of memory; at most 20.0 GB here",
+        20 * GIB,
+        "asks for 24 GiB of memory; at most 20 GiB here",
     ),
     (Reason.CORES, {"millicores": 999}, {}, {}, 999, "asks for 1 core; at most 0.999 cores here"),
     (Reason.LEVEL, {"level": Level.NS}, {"level": Level.NS_CGROUP}, {}, 0, "asks for isolation ns+cgroup; ns here"),
@@ -138,7 +138,7 @@ def test_an_estimate_names_lowest_and_median() -> None:
 
 ADVICE: list[tuple[str, list[Offer], str]] = [
     ("nobody is there", [], "no provider is connected"),
-    ("too little memory", [offer_at(0, 5, memory_bytes=1)], "ask for 1 bytes of memory instead of 268 MB"),
+    ("too little memory", [offer_at(0, 5, memory_bytes=1)], "ask for 1 bytes of memory instead of 256 MiB"),
     ("one of two fits", [offer_at(0, 5), offer_at(1, 5, millicores=999)], "ask for 0.999 cores"),
     ("all too dear", [offer_at(0, 2_000_001)], "raise the limit"),
 ]
@@ -181,7 +181,17 @@ def test_duration_counts_whole_rounds(segments: int, lanes: int, rounds: int) ->
 
 
 @pytest.mark.parametrize(
-    ("size", "shown"), [(0, "0 bytes"), (999_999, "999999 bytes"), (10**6, "1 MB"), (1_550_000_000, "1.5 GB")]
+    ("size", "shown"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (500 << 30, "500 GiB"),
+        ((2 << 30) - 1, "1.999 GiB"),
+        (18_880_000_000, "17.58 GiB"),
+        (1023 << 20, "1023 MiB"),
+        (5000 << 40, "5000 TiB"),
+    ],
 )
 def test_bytes_for_people(size: int, shown: str) -> None:
     assert show_bytes(size) == shown
@@ -211,14 +221,14 @@ def test_a_bid_above_the_limit_names_a_price_too() -> None:
     assert explain_to(NOBODY, (), [make_bid(make_order(), price=2_000_001).body]).lowest == 2_000_001
 
 
-def test_24_gb_asked_and_20_on_offer_prints_that_change() -> None:
-    spec_changes = {"resources": replace(RESOURCES, memory_bytes=24 * GB)}
+def test_24_gib_asked_and_20_on_offer_prints_that_change() -> None:
+    spec_changes = {"resources": replace(RESOURCES, memory_bytes=24 * GIB)}
     spec = make_spec(**spec_changes)
-    offers = [make_offer(memory_bytes=20 * GB), make_offer(signer=PROVIDERS[1], memory_bytes=16 * GB)]
+    offers = [make_offer(memory_bytes=20 * GIB), make_offer(signer=PROVIDERS[1], memory_bytes=16 * GIB)]
     found = survey(offers, make_order(spec=spec), spec, NOW)
     text = explain_to(found, spec_changes=spec_changes).text
     assert "none of 2 providers fits" in text
-    assert "ask for 20.0 GB of memory instead of 24.0 GB" in text
+    assert "ask for 20 GiB of memory instead of 24 GiB" in text
 
 
 def test_fewer_changes_go_before_smaller_ones() -> None:
@@ -253,7 +263,7 @@ def test_each_reason_has_words(reason: Reason, nearest: int, text: str) -> None:
     ("runtime", "change"),
     [
         (Runtime("3.12", ("numpy",)), "ask for another Python (python): needs Python 3.11; here is 3.12"),
-        (Runtime("3.11", ()), "ask for fewer packages (packages): needs the package numpy"),
+        (Runtime("3.11", ()), "do without the package numpy"),
     ],
 )
 def test_a_runtime_that_nobody_has_says_what_to_change(runtime: Runtime, change: str) -> None:

@@ -227,7 +227,8 @@ async def test_what_the_commands_say(tmp_path: Path) -> None:
         assert (code, "Examples:" in out) == (0, True)
     code, out, _ = await run_tool(tool, "init", "--home", home)
     assert (code, show_key(load_key(tmp_path / "broker" / "key.pem").key) in out) == (0, True)
-    assert (await run_tool(tool, "init", "--home", home))[0] == 1
+    code, _, said = await run_tool(tool, "init", "--home", home)
+    assert (code, show_key(load_key(tmp_path / "broker" / "key.pem").key) in said) == (1, True)
     assert (await run_tool(tool, "run", "--home", home, "--no-such-flag"))[0] == 2
     code, _, said = await run_tool(tool, "status", "--home", home, "--broker", "http://127.0.0.1:9")
     assert (code, "tally-broker run" in said) == (3, True)
@@ -244,3 +245,7 @@ async def test_status_and_a_tidy_end(parts: Parts) -> None:
     assert code in (0, 3)
     assert await parts.stop("broker") == 0
     assert not (parts.folder / "broker.url").exists()
+    assert [line.split()[3:5] for line in (parts.folder / "broker.log").read_text().splitlines()[-2:]] == [
+        ["broker", "stops"],
+        ["broker", "stopped"],
+    ]

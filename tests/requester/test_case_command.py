@@ -108,7 +108,7 @@ def test_a_case_goes_from_the_store_to_a_file_that_verifies(
     path, genesis = home / "job.case", home / "genesis.json"
     genesis.write_text(write_genesis(play.chain.genesis))
     for flags in ([], ["--outputs"], ["--inputs"], ["--outputs", "--inputs"]):
-        said = Said(capsys, "case", job[:16], "-o", path, *flags)
+        said = Said(capsys, "case", job[:16], "-o", path, "--force", *flags)
         assert (said.code, said.err) == (0, "")
         assert str(path) in said.out
         checked = Said(capsys, "verify", path, "--genesis", genesis)
@@ -135,7 +135,7 @@ def test_blobs_that_are_gone_are_named_and_the_rest_is_written(
     said = Said(capsys, "case", job, "-o", home / "a.case", "--outputs")
     assert said.code == 0
     assert "1 blobs (output) are not here any more" in said.err
-    missing = Said(capsys, "case", job, "-o", home / "a.case", "--outputs", "--json").json["missing"]
+    missing = Said(capsys, "case", job, "-o", home / "a.case", "--outputs", "--force", "--json").json["missing"]
     assert missing == [{"digest": output.hex(), "part": "output"}]
     genesis = home / "genesis.json"
     genesis.write_text(write_genesis(play.chain.genesis))
@@ -160,6 +160,12 @@ def test_where_a_case_cannot_go_is_said(store: JobStore, home: Path, capsys: pyt
     assert Said(capsys, "case", job).code == 2
     assert Said(capsys, "case", "ffff", "-o", home / "a.case").code == 1
     assert not (home / "a.case").exists()
+    (home / "a.case").write_text("mine")
+    said = Said(capsys, "case", job, "-o", home / "a.case")
+    assert (said.code, said.err.endswith("a.case is there already; --force overwrites [output.exists]\n")) == (1, True)
+    assert (home / "a.case").read_text() == "mine"
+    assert Said(capsys, "case", job, "-o", home / "a.case", "--force").code == 0
+    assert (home / "a.case").read_bytes() != b"mine"
 
 
 # ---- tally verify ----

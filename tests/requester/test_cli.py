@@ -245,7 +245,6 @@ def test_an_unknown_account(
     ("arguments", "code", "rule"),
     [
         (("run", "absent.py", "--cap", "2"), 1, "script.file"),
-        (("run", "job.py"), 1, "cap.missing"),
         (("run", "job.py", "--cap", "two"), 1, "units.credits"),
         (("run", "bad.py", "--cap", "2"), 1, "script.syntax"),
         (("result", "ffff"), 1, "job.unknown"),
@@ -284,7 +283,10 @@ def test_what_is_refused_names_its_rule(
     assert said.err.endswith(f"[{rule}]\n")
 
 
-@pytest.mark.parametrize("arguments", [("nonsense",), ("run",), ("run", "job.py", "--cores", "many"), ("--nonsense",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("run",), ("run", "job.py"), ("run", "job.py", "--cap", "1", "--cores", "many"), ("--nonsense",)],
+)
 def test_wrong_usage_exits_2(fake: FakeMarket, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     assert Said(capsys, *arguments).code == 2
 
@@ -429,7 +431,7 @@ def test_a_key_with_a_passphrase_opens_by_the_environment(
     assert Said(capsys, "--key", "locked.pem", "wallet", "new").code == 0
     assert Said(capsys, "--key", "locked.pem", "wallet").code == 0
     monkeypatch.setenv("TALLY_PASSPHRASE", "wrong")
-    assert Said(capsys, "--key", "locked.pem", "wallet").err.endswith("[key.passphrase]\n")
+    assert Said(capsys, "--key", "locked.pem", "estimate", "job.py").err.endswith("[key.passphrase]\n")
 
 
 def test_providers(fake: FakeMarket, capsys: pytest.CaptureFixture[str]) -> None:

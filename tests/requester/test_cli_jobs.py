@@ -399,6 +399,20 @@ def test_the_schema_refuses_what_is_not_said() -> None:
 
 
 def test_every_command_has_examples_or_none_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("init", "run", "map", "train", "estimate", "jobs", "watch", "logs", "result", "cancel", "receipt"):
+    for name in (
+        "init",
+        "run",
+        "map",
+        "train",
+        "estimate",
+        "jobs",
+        "watch",
+        "logs",
+        "result",
+        "cancel",
+        "receipt",
+        "case",
+        "verify",
+    ):
         assert name in COMMANDS
         assert "Examples:" in Said(capsys, name, "--help").out, name

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chain.base.errors import Fault, Unavailable
 from chain.base.keys import show_key
-from requester.cli import progress
+from requester.cli import output, progress
+from requester.client import market as module
 from requester.client.news import News
 from tests.requester.fakes import Deed, FakeMarket, install
 from tests.requester.said import Said
@@ -75,6 +78,8 @@ def test_help_says_what_fails_a_map_and_how_its_values_are_had(capsys: pytest.Ca
     text = " ".join(Said(capsys, "map", "--help").out.split())
     assert "The first failed item ends its provider's share" in text
     assert "tally result JOB --partial" in text
+    assert "The most the job may cost, commission included. [required]" in text
+    assert "[required]" not in Said(capsys, "estimate", "--help").out
     assert "A map may have so many failed items; with more, what they left undone is not offered again" in text
 
 
@@ -87,3 +92,29 @@ def test_init_says_what_changed(
     words = [one.out.splitlines()[0].partition(" (")[2] for one in said]
     assert words == ["new)", "unchanged)", f"broker: {new}, was {old})"]
     assert ["(unchanged)" in one.out.splitlines()[1] for one in said] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [(ZeroDivisionError("ours"), True), (Fault("ours", rule="a.b"), True), (Unavailable("gone", rule="a.b"), False)],
+)
+def test_what_breaks_after_the_signature_names_the_job(
+    fake: FakeMarket,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    advised: bool,
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(module.AsyncMarket, "result", fail)
+    said = Said(capsys, "run", "job.py", "--cap", "2", "--json")
+    job = said.json["error"]["job"]
+    assert said.json["error"]["exit"] == output.get_exit_code(error)
+    assert Said(capsys, "jobs", "--json").json["jobs"][0]["job"] == job
+    lines = Said(capsys, "result", job).err.splitlines()
+    assert (f"the job is {job}; `tally result {job[:16]}` takes it up again" in lines) is advised
+    monkeypatch.setattr(module.AsyncMarket, "sign", fail)
+    del error.__dict__["job"]
+    assert "job" not in Said(capsys, "run", "job.py", "--cap", "2", "--json").json["error"]

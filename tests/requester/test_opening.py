@@ -59,6 +59,13 @@ async def test_connecting_raises_alike_awaited_and_entered(fake: FakeMarket) -> 
             pass
 
 
+async def test_a_market_that_was_not_opened_says_how(fake: FakeMarket) -> None:
+    market: Any = AsyncMarket.connect()
+    with pytest.raises(AttributeError, match=r"no run: await it, or use `async with`"):
+        await market.run(sum, [1, 2], cap=2)
+    assert not hasattr(market, "account")
+
+
 def test_a_market_that_nobody_uses_any_more_is_closed(fake: FakeMarket) -> None:
     before = threading.active_count()
     market = Market.connect()

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from chain import __version__
 from chain.base.keys import show_key
 from chain.cli import main
+from chain.runtime.keystore import load_key
 from tests.chain.node.world import make_folder, make_signer, run_process, wait_until
 
 ALICE = make_signer(1)
@@ -43,6 +44,10 @@ def test_init_makes_a_chain_once(tmp_path: Path) -> None:
     }
     again = call("init", "--home", str(home))
     assert (again.exit_code, "chain.exists" in again.output) == (1, True)
+    seat, treasury = (show_key(load_key(home / f"{name}.pem").key) for name in ("seat", "treasury"))
+    assert f"holds a chain of the seat {seat} and the treasury {treasury}; name another folder" in again.output
+    (home / "genesis.json").write_text("{")
+    assert "already holds a chain; name another folder" in call("init", "--home", str(home)).output
 
 
 def test_init_goes_by_tally_home(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.client_reqrep import ConnectionKey
 
 from chain.base.codec import encode
 from chain.base.errors import Fault, Refused, TallyError, Unavailable
@@ -20,6 +23,8 @@ from chain.rpc import client as client_module
 from chain.rpc import wire as wire_module
 from chain.rpc.client import ChainClient
 from chain.rpc.schema import RPC_VERSION
+
+HERE = ConnectionKey("127.0.0.1", 1, False, True, None, None, None)
 
 Answer = Callable[[dict[str, Any]], Any]
 INFO = {
@@ -125,8 +130,21 @@ async def test_no_node_says_where_and_what_to_start() -> None:
                 await client.info()
     assert caught.value.rule == "chain.unreachable"
     assert caught.value.__suppress_context__  # the one good line stands alone in a traceback
-    assert url in caught.value.message
-    assert "tally-chain run" in caught.value.message
+    assert f"{url} (Connection refused); start one with `tally-chain run`" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (aiohttp.ClientConnectorError(HERE, OSError(111, "Connect call failed ('127.0.0.1', 1)")), os.strerror(111)),
+        (aiohttp.ClientConnectorDNSError(HERE, OSError(None, "Domain name not found")), "Domain name not found"),
+        (aiohttp.ClientConnectorDNSError(HERE, socket.gaierror(-2, "Name not known")), "Name not known"),
+        (aiohttp.ServerDisconnectedError(), "ServerDisconnectedError: Server disconnected"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_why_nobody_was_reached_is_said_in_the_systems_words(error: Exception, text: str) -> None:
+    assert wire_module.describe_failure(error) == text
 
 
 async def test_a_node_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

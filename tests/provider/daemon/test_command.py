@@ -51,7 +51,9 @@ def test_init_makes_an_account_once(tmp_path: Path) -> None:
     assert first.stdout.strip() == account
     assert f"tally-chain send {account}" in first.stderr
     again = run("init", "--home", str(tmp_path))
-    assert again.exit_code == 1 and "never overwritten" in again.output
+    assert again.exit_code == 1 and f"never overwritten; its account is {account} [key.exists]" in again.output
+    locked = run("init", "--home", str(tmp_path), TALLY_PROVIDER_PASSPHRASE="wrong")
+    assert locked.exit_code == 1 and "never overwritten [key.exists]" in locked.output
 
 
 ROWS: list[tuple[str, list[str], dict[str, str], int, str]] = [

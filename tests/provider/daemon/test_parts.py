@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from broker.protocol.api import Info
 from broker.protocol.jobs import Level
@@ -15,13 +16,15 @@ from chain.base.errors import Fault, Refused, TallyError, Unavailable
 from chain.base.keys import show_key
 from chain.ledger.transactions import GiveBack, RegisterProvider, SignedTransaction, compute_transaction_id
 from chain.rpc.schema import TxOutcome
+from chain.runtime.keystore import create_key
+from chain.runtime.logs import get_logger
 from provider.bidding.desk import Funds, Promise
 from provider.bidding.pricing import compute_price
 from provider.daemon.account import RESERVE_FEES, ensure_registered
 from provider.daemon.host import describe, find_blas, find_dispatch, find_runtimes, make_offer, open_sandbox
 from provider.daemon.lease import Office
 from provider.daemon.links import Host, TaskSet
-from provider.daemon.service import check_broker, wait_for
+from provider.daemon.service import check_broker, run_provider, wait_for
 from provider.daemon.settings import ProviderSettings, read_memory
 from provider.daemon.transactions import VALIDITY_MS, Submitter
 from provider.daemon.workspace import Workspace
@@ -224,10 +227,34 @@ async def test_a_part_that_is_still_starting_is_waited_for() -> None:
             raise Unavailable("not yet", rule="chain.unreachable")
         return 7
 
-    assert await wait_for(ask, 20) == 7
+    with structlog.testing.capture_logs() as logs:
+        assert await wait_for(ask, 20, "the broker at http://b") == 7
+        assert [line["event"] for line in logs] == ["waits for the broker at http://b"]
+        assert await wait_for(ask, 20, "the broker at http://b") == 7
+    assert len(logs) == 1
     answers.clear()
     with pytest.raises(Unavailable):
-        await wait_for(ask, 0)
+        await wait_for(ask, 0, "the broker at http://b")
+
+
+async def test_a_provider_says_when_it_is_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        async def start(self) -> None:
+            get_logger("provider").info("started")
+
+        async def close(self) -> None:
+            get_logger("provider").info("closed")
+
+    async def open_idle(*_: Any) -> Idle:
+        return Idle()
+
+    monkeypatch.setattr("provider.daemon.service.open_provider", open_idle)
+    create_key(tmp_path / "key.pem")
+    stop = asyncio.Event()
+    stop.set()
+    with structlog.testing.capture_logs() as logs:
+        await run_provider(ProviderSettings(home=str(tmp_path)), stop)
+    assert [line["event"] for line in logs] == ["started", "takes orders", "stops", "closed", "stopped"]
 
 
 async def test_tasks_end_even_if_one_loses_a_cancellation() -> None:

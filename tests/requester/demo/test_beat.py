@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
 from requester.demo import beat as module
-from requester.demo import main
 from requester.demo.beat import Beat
 from requester.demo.picture import Picture
 from requester.demo.screen import Screen
-from requester.demo.world import World
 
 
 class Ticks:
@@ -84,15 +80,3 @@ def test_a_picture_says_how_far_the_last_job_is() -> None:
         picture.hear("bob", {"kind": "order", "name": name, "job_kind": "train", "segments": 30}, 0.0)
     picture.hear("bob", {"kind": "phase", "name": "train", "phase": "running"}, 0.0)
     assert picture.describe_last() == "train running, 0 of 30 segment(s)"
-
-
-@pytest.mark.parametrize(("is_kept", "words"), [(True, "the folder stays"), (False, "removes the folder (--directory")])
-async def test_a_kept_market_says_what_ctrl_c_does(is_kept: bool, words: str) -> None:
-    said: list[str] = []
-    world: Any = SimpleNamespace(chain_url="c", broker_url="b", folder=Path("f"))
-    task = asyncio.ensure_future(main._stay(cast(World, world), said.append, is_kept=is_kept))
-    while not said:
-        await asyncio.sleep(0)
-    task.cancel()
-    await task
-    assert f"Ctrl-C stops it, and {words}" in said[0]

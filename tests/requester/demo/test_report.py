@@ -55,6 +55,9 @@ def test_a_good_ending_has_no_problem_and_all_members() -> None:
     assert (told["credits_before"], told["credits_after"], told["credits_burned"]) == (990, 988, 2)
     assert (told["jobs"], told["segments"], told["receipts"], told["verified"]) == (3, 67, 6, True)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert {case["file"] for case in told["case_files"]} == {"x.case"}
+    gone = GOOD.to_json(has_files=False)["case_files"]
+    assert [(case["file"], case["size"], case["verified"]) for case in gone] == [(None, 100, True)] * 3
 
 
 def change_job(**changes: Any) -> dict[str, Any]:
