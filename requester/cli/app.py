@@ -56,7 +56,8 @@ Examples:
 
 \b
 Exit codes: 0 ok, 1 refused, 2 usage, 3 a part is not running, 4 a fault of this program,
-5 the job itself failed, 6 no bid, 130 interrupted (the job goes on).
+5 the job itself failed, 6 no bid, 7 verified, but more may have been paid,
+130 interrupted (the job goes on).
 """
 
 

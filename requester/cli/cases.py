@@ -99,7 +99,8 @@ def _check_target(out: Path) -> None:
 def verify(choices: Choices, file: Path, genesis: Path | None) -> int:
     """Check the case FILE offline, with nothing but the chain's genesis file: no network and no key.
 
-    With --genesis no settings are read either.
+    With --genesis no settings are read either. Ends with code 7 where all checks pass, but more may have been paid than
+    the leases in the file say.
     """
     path = genesis or choices.load().genesis_path
     if path is None:
@@ -111,6 +112,8 @@ def verify(choices: Choices, file: Path, genesis: Path | None) -> int:
         output.print_json(**describe_case(found), **describe_report(report))
     else:
         _print(found, report)
+    if report.is_lower_bound:
+        return output.LOWER_BOUND
     return output.OK if report.passed else output.REFUSED
 
 
@@ -127,7 +130,9 @@ def describe_case(found: Case) -> dict[str, Any]:
 
 
 def describe_report(report: CaseReport) -> dict[str, Any]:
-    """Verdicts and what is proved, as plain members. Sums are in micro-credits; leases count from 0."""
+    """Verdicts and what is proved, as plain members. Sums are in micro-credits; leases count from 0.
+    `lower_bound` says that more may have been paid than these leases say.
+    """
     return {
         "verified": report.passed,
         "checks": [
@@ -136,6 +141,8 @@ def describe_report(report: CaseReport) -> dict[str, Any]:
         ],
         "leases": [_describe_lease(one) for one in report.leases],
         "unserved": [{"first": span.first, "count": span.count} for span in report.unserved],
+        "tried": report.tried,
+        "lower_bound": report.is_lower_bound,
     }
 
 
@@ -163,9 +170,25 @@ def _print(found: Case, report: CaseReport) -> None:
     made = sum(one.passed for one in report.verdicts)
     if report.passed:
         spent = format_credits(sum(lease.spent for lease in report.leases))
-        click.echo(f"verified: {made} checks passed; {spent} credits left the requester")
+        for line in _list_doubts(report):
+            click.echo(line)
+        least = "at least " if report.is_lower_bound else ""
+        click.echo(
+            f"verified: {made} checks passed; by the leases in this file {least}{spent} credits left the requester"
+        )
     else:
         click.echo("NOT verified: the case is not what it says; what was not checked any more is not listed")
+
+
+def _list_doubts(report: CaseReport) -> list[str]:
+    """Why more may have been paid than the leases in the file say."""
+    lines: list[str] = []
+    if report.tried:
+        bids = "1 bid is" if report.tried == 1 else f"{report.tried} bids are"
+        lines.append(f"{bids} said not to have opened a lease; nobody signed that, so more may have been paid")
+    if not report.leases:
+        lines.append("the order was signed, but no lease is in this file: it does not prove that nothing was paid")
+    return lines
 
 
 def _show_verdict(one: Verdict) -> str:

@@ -1,7 +1,7 @@
 """How the command speaks: results on stdout, everything else on stderr; with --json one versioned object on stdout.
 
 Exit codes: 0 ok, 1 refused, 2 usage, 3 a part is not running, 4 a fault of ours, 5 the job itself failed, 6 no bid,
-130 interrupted.
+7 a case is verified, but more may have been paid than it says, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from requester.client.texts import escape
 JSON_VERSION = 1
 """Version of what --json prints, in its member `version`."""
 
-OK, REFUSED, USAGE, ABSENT, FAULT, FAILED, NO_BID, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+OK, REFUSED, USAGE, ABSENT, FAULT, FAILED, NO_BID, LOWER_BOUND, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 130
 
 MAX_ITEMS = 10_000
 """Elements of an array that --json spells out; of a larger one it gives type and shape."""

@@ -1,4 +1,4 @@
-"""A case checked: all checks of the job (`verify`), and those of the file itself (90 to 94); then what was proved, in
+"""A case checked: all checks of the job (`verify`), and those of the file itself (90 to 95); then what was proved, in
 figures. No network, no trust in whoever wrote the file.
 """
 
@@ -22,11 +22,13 @@ from requester.purchase.verify import OUTPUTS_CHECK, BlobsAtHand, compute_spent,
 
 DIGESTS_ONLY = "outputs are not in the file: digests only"
 
+TRIED = "bids that are said, by nobody's signature, not to have opened a lease"
+
 
 @dataclass(frozen=True)
 class LeaseSummary:
-    """What is proved of one lease. `state` is its last; `served` counts segments that were paid for or are in the
-    receipt the chain knows; `accepted` is `requester`, `watcher`, `silence`, or empty where nothing was accepted. Sums
+    """What is proved of one lease. `state` is its last; `served` counts segments that were paid for, `failed` those of
+    them that failed; `accepted` is `requester`, `watcher`, `silence`, or empty where nothing was accepted. Sums
     are in micro-credits; `spent` is what left the requester, commission and burns included.
     """
 
@@ -48,13 +50,21 @@ class LeaseSummary:
 @dataclass(frozen=True)
 class CaseReport:
     """All verdicts in order, whether they add up to a verified case, and what it then proves: its leases, and the
-    segments that no lease of the file was paid for.
+    segments that no lease of the file was paid for. `tried` counts bids that are said not to have opened a lease.
     """
 
     verdicts: tuple[Verdict, ...]
     passed: bool
     leases: tuple[LeaseSummary, ...] = ()
     unserved: tuple[Span, ...] = ()
+    tried: int = 0
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether more may have been paid than the leases of the file say, and no signature tells: a bid that is said
+        not to have opened a lease may have opened one, and a file without leases proves nothing of what was paid.
+        """
+        return self.passed and (self.tried > 0 or not self.leases)
 
 
 def verify_case(case: Case, genesis: Genesis) -> CaseReport:
@@ -68,11 +78,12 @@ def verify_case(case: Case, genesis: Genesis) -> CaseReport:
         for place, papers in enumerate(case.documents.leases):
             of_job += judge(TIME_CHECKS, (papers, read_state(genesis, papers)), place)
     passed = is_verified(of_job) and is_verified(of_file)
-    verdicts = tuple(_note_outputs(case, of_job) + of_file)
+    verdicts = (*_note_outputs(case, of_job), *of_file, *(_judge_tried(case) if passed else ()))
     if not passed:
         return CaseReport(verdicts, passed)
     leases = tuple(_summarize(genesis, case, papers) for papers in case.documents.leases)
-    return CaseReport(verdicts, passed, leases, _find_unserved(case.documents.order.body.segments, leases))
+    unserved = _find_unserved(case.documents.order.body.segments, leases)
+    return CaseReport(verdicts, passed, leases, unserved, len(case.documents.tried))
 
 
 def _note_outputs(case: Case, verdicts: list[Verdict]) -> list[Verdict]:
@@ -87,6 +98,16 @@ def _note_outputs(case: Case, verdicts: list[Verdict]) -> list[Verdict]:
             noted.append(replace(skipped, lease=verdict.lease))
         noted.append(verdict)
     return noted
+
+
+def _judge_tried(case: Case) -> list[Verdict]:
+    """No paper proves that a bid's lease never opened, so the check passes where no bid is said to be such, and is
+    skipped where one is: whoever writes a file could drop a lease that was paid for and name its bid.
+    """
+    tried = len(case.documents.tried)
+    if not tried:
+        return judge(DOUBT_CHECKS, case)
+    return [Verdict(row.number, row.name, f"{TRIED}: {tried}", passed=False, skipped=True) for row in DOUBT_CHECKS]
 
 
 # ---- checks of the file ----
@@ -132,6 +153,15 @@ FILE_CHECKS: tuple[Check[Case], ...] = (
     Check(92, "inputs", "code and inputs are in the file if it says so", _are_inputs_here),
 )
 
+DOUBT_CHECKS: tuple[Check[Case], ...] = (
+    Check(
+        95,
+        "tried",
+        "no bid is said, by nobody's signature, not to have opened a lease",
+        lambda case: not case.documents.tried,
+    ),
+)
+
 COMPLETE_CHECKS: tuple[Check[Case], ...] = (
     Check(
         93, "shares", "each part that a round was divided into is here, or its bid did not open", _is_every_share_here
@@ -149,14 +179,15 @@ TIME_CHECKS: tuple[Check[tuple[LeasePapers, LeaseRecord | None]], ...] = (
 def _summarize(genesis: Genesis, case: Case, papers: LeasePapers) -> LeaseSummary:
     state = read_state(genesis, papers)
     assert state is not None  # check 50
-    failed = [record for record in case.records.get(papers.lease, ()) if record.cause is not Cause.OK]
+    served = state.served if state.state is LeaseState.SETTLED else 0
+    failed = [record for record in case.records.get(papers.lease, ())[:served] if record.cause is not Cause.OK]
     return LeaseSummary(
         lease=papers.lease,
         provider=papers.bid.body.provider,
         round=papers.round,
         first=state.terms.first,
         count=state.terms.count,
-        served=state.served if state.state is LeaseState.SETTLED else 0,
+        served=served,
         failed=len(failed),
         state=state.state.value,
         accepted=_tell_who_accepted(case, papers, state.state),

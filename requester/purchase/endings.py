@@ -134,13 +134,13 @@ def _are_terms_agreed(facts: EndFacts) -> bool:
 
 
 def _is_receipt_noted(facts: EndFacts) -> bool:
-    """The chain judged the lease by these records: by this receipt, or by one of a shorter prefix of them (R5)."""
+    """The chain judged the lease by these records: by this receipt, or by one of a shorter prefix of them (R5). Where
+    it judged none, work that is here would be told as if it were proved.
+    """
     assert facts.state is not None
     note, receipt = facts.state.receipt, facts.papers.receipt
-    if note is None:
-        return facts.state.state is not LeaseState.SETTLED
-    if note.count == 0:
-        return True
+    if note is None or note.count == 0:
+        return facts.state.state is not LeaseState.SETTLED and receipt is None and not facts.records
     if receipt is None or note.count > receipt.body.count:
         return False
     if note.count == receipt.body.count:
@@ -230,7 +230,12 @@ END_CHECKS: tuple[Check[EndFacts], ...] = (
         "the lease has ended, and nothing is locked in it",
         lambda f: f.state is not None and f.state.state.value in LEASE_ENDS and not f.state.locked and not f.state.bond,
     ),
-    Check(53, "lease receipt", "the chain judged the lease by this receipt, or by a prefix of it", _is_receipt_noted),
+    Check(
+        53,
+        "lease receipt",
+        "the chain judged the lease by this receipt, or by a prefix of it; where by none, none is here",
+        _is_receipt_noted,
+    ),
     Check(29, "final", "what was paid for is all that the lease held, or ends by a failure", _is_final_for_lease),
     Check(54, "payment", "what was paid, taken and refunded is what the served segments cost", _is_paid_right),
     Check(55, "lease as seen", "the lease as it was kept is the lease as it is proved", _is_seen_true),

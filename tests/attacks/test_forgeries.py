@@ -122,3 +122,15 @@ def test_what_a_provider_signs_in_a_provenance_has_to_be_true(
     (lease,) = play.hold_round((Span(0, 1),), [(ALICE, 1_000_000)])
     play.finish(lease)
     assert verify(Hand(play, play)) == [49], name
+
+
+def test_work_that_the_chain_never_judged_is_no_part_of_a_case(verify: Verify) -> None:
+    """The provider has its key and a storage receipt, but handed in too late: its failure would be told as proved."""
+    play = Play(Kind.RUN, 1)
+    (lease,) = play.hold_round((Span(0, 1),), [(ALICE, 1_000_000)])
+    play.work(lease, failing=0)
+    play.write_receipt(lease, final=True)
+    play.note(lease, play.chain.wait(play.order.body.deadline - play.chain.now + 1_000))
+    assert verify(Hand(play, play)) == [53]
+    lease.receipt, lease.storage, lease.records = None, None, []
+    assert verify(Hand(play, play)) == []

@@ -14,6 +14,8 @@ import pytest
 from chain.base.errors import Refused, Unavailable
 from chain.base.keys import show_key
 from chain.ledger.genesis import write_genesis
+from chain.ledger.terms.agreement import Kind
+from chain.ledger.terms.work import Span
 from requester.cli import cases
 from requester.cli.app import run
 from requester.purchase.casefile import CaseContent, write_case
@@ -181,7 +183,7 @@ def test_it_says_who_did_what_for_how_much_and_who_accepted(home: Path, capsys: 
         f"{bob}: segments 3 to 5: 1 of 3 paid for; 1.1 credits, commission 0.022; damages 0.22; accepted by silence",
         f"{alice}: segments 4 to 5: 2 of 2 paid for; 2.1 credits, commission 0.042; accepted by the requester",
         "outputs are not in the file: digests only",
-        "verified: 162 checks passed; 6.324 credits left the requester",
+        "verified: 163 checks passed; by the leases in this file 6.324 credits left the requester",
     ]
     assert [line for line in lines if line.startswith("lease ")] == [f"lease {n} of 3" for n in (1, 2, 3)]
     assert sum(" 35 skipped" in line for line in lines) == 3
@@ -244,6 +246,60 @@ def test_what_was_left_out_is_not_claimed(home: Path, capsys: pytest.CaptureFixt
     path.write_bytes(hand.write())
     found = Said(capsys, "verify", path, "--genesis", genesis, "--json").json
     assert (found["verified"], found["unserved"]) == (True, [{"first": 3, "count": 1}])
+
+
+def test_where_a_bid_is_said_to_have_opened_no_lease_the_sums_are_a_lower_bound(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody signs that: whoever has a genuine case could drop a lease that was paid for and name its bid."""
+    play = PLAYS["map"]()
+    path, genesis = put(home, "map", play)
+    whole = Said(capsys, "verify", path, "--genesis", genesis, "--json")
+    assert (whole.code, whole.json["tried"], whole.json["lower_bound"]) == (0, 0, False)
+    hand = Hand(play, play)
+    without_lease(2)(hand)
+    hand.set(tried=(play.leases[2].award.body.bid,))
+    path.write_bytes(hand.write())
+    said = Said(capsys, "verify", path, "--genesis", genesis)
+    assert said.code == 7
+    assert " 95 skipped tried: bids that are said, by nobody's signature, not to have opened a lease: 1" in said.out
+    assert said.out.splitlines()[-2:] == [
+        "1 bid is said not to have opened a lease; nobody signed that, so more may have been paid",
+        "verified: 119 checks passed; by the leases in this file at least 4.182 credits left the requester",
+    ]
+    found = Said(capsys, "verify", path, "--genesis", genesis, "--json")
+    assert (found.code, found.json["verified"], found.json["tried"], found.json["lower_bound"]) == (7, True, 1, True)
+    assert [one["number"] for one in found.json["checks"] if one["skipped"]] == [95]
+
+
+def test_a_file_without_leases_does_not_prove_that_nothing_was_paid(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play = PLAYS["run"]()
+    path, genesis = put(home, "run", play)
+    hand = Hand(play, play)
+    without_lease(0)(hand)
+    hand.set(books=())
+    path.write_bytes(hand.write())
+    said = Said(capsys, "verify", path, "--genesis", genesis)
+    assert said.code == 7
+    assert "no lease is in this file: it does not prove that nothing was paid" in said.out
+    assert "at least 0 credits" in said.out.splitlines()[-1]
+    found = Said(capsys, "verify", path, "--genesis", genesis, "--json")
+    assert (found.code, found.json["leases"], found.json["lower_bound"]) == (7, [], True)
+
+
+def test_only_segments_that_were_paid_for_are_told_as_failed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The provider puts a receipt over more than it was paid for into the file, its last segment a failure."""
+    play = Play(Kind.MAP, 3)
+    (lease,) = play.hold_round((Span(0, 3),), [(ALICE, 1_000_000)])
+    play.leave(lease, 1)
+    play.work(lease, failing=1)
+    play.write_receipt(lease, final=True)
+    play.stay_silent(lease)
+    path, genesis = put(home, "left", play)
+    (found,) = Said(capsys, "verify", path, "--genesis", genesis, "--json").json["leases"]
+    assert (found["served"], found["failed"]) == (1, 0)
 
 
 def test_a_flipped_byte_is_refused_in_one_message(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

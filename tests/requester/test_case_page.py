@@ -31,6 +31,7 @@ TABLES: tuple[tuple[Check[Any], ...], ...] = (
     caseverify.COMPLETE_CHECKS,
     caseverify.TIME_CHECKS,
     caseverify.FILE_CHECKS,
+    caseverify.DOUBT_CHECKS,
 )
 
 
@@ -54,7 +55,7 @@ def test_the_checks_are_made_in_the_order_of_the_page() -> None:
     for lease in range(3):
         numbers = [one.number for one in made if one.lease == lease]
         assert numbers == [number for number in order if number in numbers]
-    assert {one.number for one in made} | {90, 91, 92, 93, 94} == set(order)
+    assert {one.number for one in made} | {90, 91, 92, 93, 94, 95} == set(order)
 
 
 def test_the_parts_of_the_page_are_those_of_the_code() -> None:

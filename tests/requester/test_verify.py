@@ -255,6 +255,13 @@ def cut_receipt_short() -> Job:
     return make_job(world, leases=(make_papers(world, settle(world)),))
 
 
+def bring_unjudged_work() -> Job:
+    """Work of a lease that ran out before any of it was handed to the chain."""
+    world = World(chain=CHAIN_ID)
+    papers = make_papers(world, end_unserved(world, LeaseState.EXPIRED), receipt=world.receipt, storage=world.storage)
+    return make_job(world, leases=(papers,))
+
+
 def note_other_records() -> Job:
     """The chain judged the lease by other records, fewer than these."""
     job = make_chained()
@@ -375,6 +382,7 @@ FORGERIES: list[tuple[str, int, Callable[[], Job]]] = [
     ("a lease judged by another receipt", 53, lambda: bend_state(receipt=change(settle(RUN).receipt, id=OTHER))),
     ("a lease judged by more than is here", 53, lambda: bend_state(receipt=change(settle(RUN).receipt, count=2))),
     ("a lease judged by fewer, other records", 53, note_other_records),
+    ("work that the chain never judged", 53, bring_unjudged_work),
     ("a receipt that is not final", 29, cut_receipt_short),
     ("more paid than the price", 54, lambda: bend_state(paid=1_000_001)),
     ("more commission", 54, lambda: bend_state(commission=20_001)),
