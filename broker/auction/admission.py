@@ -50,6 +50,9 @@ MANY_RECORDS = 16
 many more. A final receipt is always taken.
 """
 
+MAX_AHEAD = 60_000
+"""Milliseconds that a receipt's finish may lie ahead of our clock: clocks differ, but no work is done tomorrow."""
+
 EMPTY = compute_digest(b"")
 """Digest that stands for "nothing here"; nobody has to store it."""
 
@@ -160,19 +163,13 @@ class HandedIn:
             self.final = delivery.receipt.body
 
 
-def check_delivery(chain_id: bytes, agreed: Agreed, known: HandedIn, delivery: Delivery) -> Delivery:
-    """The delivery as it is kept: without blobs, and without records that are here already. Raises `Refused` unless
-    receipt and records go on from what was handed in, belong to the lease, and are the provider's (R5, R9).
+def check_delivery(chain_id: bytes, agreed: Agreed, known: HandedIn, delivery: Delivery, now: int) -> Delivery:
+    """The delivery as it is kept at `now`: without blobs, and without records that are here already. Raises `Refused`
+    unless receipt and records go on from what was handed in, belong to the lease, and are the provider's (R5, R9).
     """
     receipt, award = delivery.receipt.body, agreed.award
-    # 1. The receipt is for this lease and says what comes with it.
-    if receipt.lease != agreed.lease or receipt.provider != agreed.bid.provider:
-        raise Refused("the receipt is for another lease or provider", rule="R5.lease")
-    if receipt.first != award.first or not 0 < receipt.count <= award.count:
-        raise Refused("the receipt is for no prefix of the lease's range", rule="R5.prefix")
-    if delivery.since + len(delivery.records) != receipt.count:
-        text = f"{len(delivery.records)} records behind {delivery.since} with a receipt over {receipt.count}"
-        raise Refused(text, rule="R5.count")
+    # 1. The receipt is for this lease, says what comes with it, and was finished by now.
+    _check_claim(agreed, delivery, now)
     # 2. It goes on from what is here.
     new = _check_continues(known, delivery)
     final = is_final(receipt, award.count)
@@ -201,6 +198,20 @@ def check_delivery(chain_id: bytes, agreed: Agreed, known: HandedIn, delivery: D
     # 6. Signed by the provider: the receipt commits to the records.
     verify(delivery.receipt, Tag.RECEIPT, chain_id, agreed.bid.provider)
     return Delivery(delivery.receipt, len(known.records), new, ())
+
+
+def _check_claim(agreed: Agreed, delivery: Delivery, now: int) -> None:
+    receipt, award = delivery.receipt.body, agreed.award
+    if receipt.lease != agreed.lease or receipt.provider != agreed.bid.provider:
+        raise Refused("the receipt is for another lease or provider", rule="R5.lease")
+    if receipt.first != award.first or not 0 < receipt.count <= award.count:
+        raise Refused("the receipt is for no prefix of the lease's range", rule="R5.prefix")
+    if delivery.since + len(delivery.records) != receipt.count:
+        text = f"{len(delivery.records)} records behind {delivery.since} with a receipt over {receipt.count}"
+        raise Refused(text, rule="R5.count")
+    # Our storage receipt promises an end that is reckoned from the deadline, not from this.
+    if receipt.finished > now + MAX_AHEAD:
+        raise Refused(f"the receipt was finished more than {MAX_AHEAD} ms ahead of now", rule="delivery.finished")
 
 
 def _check_continues(known: HandedIn, delivery: Delivery) -> tuple[SegmentRecord, ...]:

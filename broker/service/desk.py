@@ -243,7 +243,7 @@ class Desk:
         job, lot = _get_live(job, lease)
         if lot.cut or not lot.is_live:
             raise Refused("the lease is over, or its rest is offered to others", rule="lease.over")
-        kept = check_delivery(chain, lot.agreed, lot.handed, delivery)
+        kept = check_delivery(chain, lot.agreed, lot.handed, delivery, self._parts.clock.now())
         if sum(one.count_records() for one in self.live.values()) + len(kept.records) > MAX_RECORDS:
             raise Unavailable(f"{MAX_RECORDS} records are in memory; try later", rule="delivery.busy")
         named = list_delivered_blobs(kept)

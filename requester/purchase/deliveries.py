@@ -1,4 +1,4 @@
-"""Numbered checks of a delivery: receipt, new records, storage receipt (20-34), and the blobs they name (35-37, 48).
+"""Numbered checks of a delivery: receipt, new records, storage receipt (20-34, 38), the blobs they name (35-37, 48).
 
 A delivery covers a prefix of its lease's range and brings the records that are new since the one before (R5). Records
 carry no signature: the provider's, on the receipt, covers them by their root. So a root that does not fit says nothing
@@ -36,6 +36,9 @@ EMPTY = compute_digest(b"")
 
 MAX_ERROR_BYTES = 1 << 20
 """Largest traceback that is taken."""
+
+MAX_LATE_MS = 60_000
+"""How far behind deadline and grace the clock of a provider may say that it finished."""
 
 LOG_MARGIN = 4_096
 """Bytes by which a log may pass its limit: the notice that says it was cut."""
@@ -143,6 +146,17 @@ def _is_cause_right(facts: DeliveryFacts) -> bool:
     return facts.body.cause is causes[-1] is not Cause.HOST
 
 
+def _compute_last_finish(order: Order) -> int:
+    """When the last work of an order that counts can have been finished (R4): no promise has to reach beyond it."""
+    return order.deadline + order.windows.grace
+
+
+def _is_kept_long_enough(facts: DeliveryFacts) -> bool:
+    """Only as far as work can count: a finish beyond that is its signer's doing, and no holder's."""
+    finished = min(facts.body.finished, _compute_last_finish(facts.order))
+    return facts.storage.body.kept_until >= finished + facts.order.windows.acceptance
+
+
 def _is_storage_mine(facts: DeliveryFacts) -> bool:
     body = facts.storage.body
     if body.holder not in (*facts.order.holders, *facts.bid.holders):
@@ -201,6 +215,12 @@ DELIVERY_CHECKS: tuple[Check[DeliveryFacts], ...] = (
         lambda f: f.body.environment.runtime == f.order.runtime,
     ),
     Check(
+        38,
+        "finish",
+        "the receipt was finished before the order's time was over",
+        lambda f: f.body.finished <= _compute_last_finish(f.order) + MAX_LATE_MS,
+    ),
+    Check(
         32,
         "storage signature",
         "the storage receipt is signed by a holder that order or bid names",
@@ -218,7 +238,7 @@ DELIVERY_CHECKS: tuple[Check[DeliveryFacts], ...] = (
         34,
         "storage time",
         "the holder keeps the outputs until the acceptance window is over",
-        lambda f: f.storage.body.kept_until >= f.body.finished + f.order.windows.acceptance,
+        _is_kept_long_enough,
         Blame.TELLER,
     ),
 )

@@ -1,7 +1,7 @@
 """The whole of a finished job checked offline, by someone who holds its documents, its records and the genesis file.
 
 Check 40 is the chain's id, 1 the order, 60 to 65 the job as a whole, 13 to 18 and 47 each book. Then, lease by lease:
-award (2-12), its place in the book (19, 46), receipt and records (20-34), blobs (35-37, 48), and how it ended
+award (2-12), its place in the book (19, 46), receipt and records (20-34, 38), blobs (35-37, 48), and how it ended
 (`endings`). No network, no trust in whoever kept the documents.
 """
 

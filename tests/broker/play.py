@@ -143,7 +143,7 @@ class Play:
         lot = self.lot(number)
         records = make_records(lot.award.body, find_signer(lot), count, self.order.kind, cause=cause)
         made = sign_delivery(lot.award.body, records, find_signer(lot), since=len(lot.handed.records))
-        kept = check_delivery(CHAIN, lot.agreed, lot.handed, made)
+        kept = check_delivery(CHAIN, lot.agreed, lot.handed, made, self.now)
         return self.tell(DeliveryArrived(lot.lease, kept, 100))
 
     def change(self, state: str, served: int = 0, number: int = -1, held: int | None = None) -> list[Any]:

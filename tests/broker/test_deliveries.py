@@ -87,10 +87,10 @@ def make_known(count: int = 0, kind: Kind = Kind.MAP) -> HandedIn:
 def refuse(rule: str, known: HandedIn, delivery: Delivery, kind: Kind = Kind.MAP) -> None:
     agreed = Agreed(LEASE, AWARD, BID.body, kind)
     if not rule:
-        check_delivery(CHAIN, agreed, known, delivery)
+        check_delivery(CHAIN, agreed, known, delivery, NOW)
         return
     with pytest.raises(Refused) as refused:
-        check_delivery(CHAIN, agreed, known, delivery)
+        check_delivery(CHAIN, agreed, known, delivery, NOW)
     assert refused.value.rule == rule
 
 
@@ -118,6 +118,8 @@ HOSTILE: list[tuple[str, int, Any, str]] = [
     ("the same again", 2, lambda: sign(records(2)), "R5.shorter"),
     ("the same again without records", 2, lambda: sign(records(2), 2), "R5.shorter"),
     ("a shorter one", 3, lambda: sign(records(2)), "R5.shorter"),
+    ("a finish a little ahead of our clock", 0, lambda: sign(records(), finished=NOW + 60_000), ""),
+    ("a finish that is still to come", 0, lambda: sign(records(), finished=NOW + 60_001), "delivery.finished"),
     ("after the whole", 5, lambda: sign(records(), finished=NOW + 99), "R5.shorter"),
     ("a record twice", 0, lambda: sign(change(1, index=2)), "R5.index"),
     ("a record of another lease", 0, lambda: sign(change(1, lease=bytes(32))), "R5.record"),
@@ -192,7 +194,7 @@ def test_behind_many_receipts_a_prefix_has_to_bring_more(monkeypatch: pytest.Mon
 
 def test_it_is_kept_without_blobs_and_without_what_is_here() -> None:
     delivery = replace(sign(records(4), 1), blobs=(OUTPUT,))
-    kept = check_delivery(CHAIN, Agreed(LEASE, AWARD, BID.body, Kind.MAP), make_known(3), delivery)
+    kept = check_delivery(CHAIN, Agreed(LEASE, AWARD, BID.body, Kind.MAP), make_known(3), delivery, NOW)
     assert (kept.since, kept.records, kept.blobs) == (3, tuple(records(4)[3:]), ())
     assert kept.receipt == delivery.receipt
 
@@ -203,7 +205,7 @@ def test_any_way_of_handing_in_ends_in_the_same_tree(ends: list[int], data: st.D
     known, agreed = HandedIn(), Agreed(LEASE, AWARD, BID.body, Kind.MAP)
     for end in sorted({*ends, 5}):
         since = data.draw(st.integers(0, len(known.records)))
-        known.add(check_delivery(CHAIN, agreed, known, sign(records(end), since)), AWARD.count)
+        known.add(check_delivery(CHAIN, agreed, known, sign(records(end), since), NOW), AWARD.count)
     assert known.records == records()
     assert known.tree.root == compute_records_root(records())
     assert known.final == GOOD.receipt.body

@@ -288,6 +288,7 @@ DELIVERY_ROWS: list[tuple[str, int, Spoil]] = [
     ),
     ("usage that does not add up", 30, redeliver(usage=Usage(1))),
     ("another runtime", 31, redeliver(environment=Environment("ns", OTHER, 1, ""))),
+    ("a finish when the order's time was over", 38, redeliver(finished=NOW + 10**13)),
     ("a storage receipt by nobody named", 32, restore(RIVAL, holder=RIVAL.key)),
     ("a storage receipt signed by another", 32, restore(RIVAL)),
     ("a storage receipt of another lease", 33, restore(lease=OTHER)),

@@ -44,7 +44,18 @@ def error_of_success(world: World) -> None:
     world.record_bodies = (change(world.record_bodies[0], error=compute_digest(world.log)),)
 
 
-FAULTS = [(wrong_price, "check.7"), (wrong_book, "check.17"), (wrong_usage, "check.30"), (error_of_success, "check.36")]
+def finish_far_ahead(world: World) -> None:
+    """No holder's promise reaches so far: it is not its teller who bent that."""
+    world.receipt_body = change(world.receipt_body, finished=NOW + 10**13)
+
+
+FAULTS = [
+    (wrong_price, "check.7"),
+    (wrong_book, "check.17"),
+    (wrong_usage, "check.30"),
+    (error_of_success, "check.36"),
+    (finish_far_ahead, "check.38"),
+]
 
 
 @pytest.mark.parametrize(("spoil", "rule"), FAULTS)

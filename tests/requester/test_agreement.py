@@ -139,7 +139,7 @@ def test_prefixes_the_broker_takes_pass_here_too(cause: Cause, kind: Kind, count
         if count > len(causes):
             continue
         told: Delivered = world.prefix(count)
-        kept = check_delivery(CHAIN, agreed, known, told.delivery)
+        kept = check_delivery(CHAIN, agreed, known, told.delivery, NOW)
         known.add(kept, len(causes))
         facts = deliveries.DeliveryFacts(
             chain=CHAIN,

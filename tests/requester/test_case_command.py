@@ -183,7 +183,7 @@ def test_it_says_who_did_what_for_how_much_and_who_accepted(home: Path, capsys: 
         f"{bob}: segments 3 to 5: 1 of 3 paid for; 1.1 credits, commission 0.022; damages 0.22; accepted by silence",
         f"{alice}: segments 4 to 5: 2 of 2 paid for; 2.1 credits, commission 0.042; accepted by the requester",
         "outputs are not in the file: digests only",
-        "verified: 163 checks passed; by the leases in this file 6.324 credits left the requester",
+        "verified: 166 checks passed; by the leases in this file 6.324 credits left the requester",
     ]
     assert [line for line in lines if line.startswith("lease ")] == [f"lease {n} of 3" for n in (1, 2, 3)]
     assert sum(" 35 skipped" in line for line in lines) == 3
@@ -265,7 +265,7 @@ def test_where_a_bid_is_said_to_have_opened_no_lease_the_sums_are_a_lower_bound(
     assert " 95 skipped tried: bids that are said, by nobody's signature, not to have opened a lease: 1" in said.out
     assert said.out.splitlines()[-2:] == [
         "1 bid is said not to have opened a lease; nobody signed that, so more may have been paid",
-        "verified: 119 checks passed; by the leases in this file at least 4.182 credits left the requester",
+        "verified: 121 checks passed; by the leases in this file at least 4.182 credits left the requester",
     ]
     found = Said(capsys, "verify", path, "--genesis", genesis, "--json")
     assert (found.code, found.json["verified"], found.json["tried"], found.json["lower_bound"]) == (7, True, 1, True)

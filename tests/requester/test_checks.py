@@ -154,7 +154,7 @@ ALL_ROWS: list[tuple[Any, list[tuple[str, int, Spoil]], set[int]]] = [
     (checks.AWARD_CHECKS, AWARD_ROWS, set(range(1, 13))),
     (checks.BOOK_CHECKS, BOOK_ROWS, {*range(13, 19), 47}),
     (checks.SHARE_CHECKS, SHARE_ROWS, {19, 46}),
-    (DELIVERY, DELIVERY_ROWS, set(range(20, 35)) - {29}),
+    (DELIVERY, DELIVERY_ROWS, {*range(20, 35), 38} - {29}),
     (deliveries.BLOB_CHECKS, BLOB_ROWS, {35, 36, 37, 48}),
 ]
 

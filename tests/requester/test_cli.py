@@ -63,7 +63,7 @@ def test_a_script_is_run_paid_and_printed(fake: FakeMarket, capsys: pytest.Captu
     assert lines[0] == "at most 2 credits; bids up to 1.960785 credits are taken"
     assert lines[1].startswith("job ")
     assert "epoch 1" in lines
-    assert lines[-1] == "1.02 credits paid, commission included; 39 checks passed"
+    assert lines[-1] == "1.02 credits paid, commission included; 40 checks passed"
 
 
 def test_json_is_one_versioned_object_and_the_id_comes_first_on_stderr(
@@ -80,7 +80,7 @@ def test_json_is_one_versioned_object_and_the_id_comes_first_on_stderr(
         "z": {"complex": [0.0, 1.0]},
         "3": [None, True],
     }
-    assert (found["cost"], found["settled"], found["checks"]) == (1_020_000, True, 39)
+    assert (found["cost"], found["settled"], found["checks"]) == (1_020_000, True, 40)
     assert found["provider"] == PROVIDER.key.hex()
 
 

@@ -247,7 +247,8 @@ class FakeBroker:
         known = self.handed.setdefault(lease, HandedIn())
         if lease in self.deliveries and encode(self.deliveries[lease].receipt) == encode(delivery.receipt):
             return scene.store(delivery.receipt)
-        new = check_delivery(scene.CHAIN, self.agreed[lease], known, delivery)
+        finished = delivery.receipt.body.finished
+        new = check_delivery(scene.CHAIN, self.agreed[lease], known, delivery, finished)
         known.add(new, self.agreed[lease].award.count)
         self.posts.append(delivery)
         self.deliveries[lease] = delivery
