@@ -246,6 +246,15 @@ class Lot:
 
     # ---- deliveries ----
 
+    @property
+    def held(self) -> int:
+        """Deliveries that wait, and the records they bring."""
+        return sum(1 + len(item.delivery.records) for item in self._held)
+
+    def has_to_wait(self, item: Delivered) -> bool:
+        """Whether a delivery can't be looked at before its award is checked, or those before it have come."""
+        return not self.checked or item.delivery.since > self.prefix.count
+
     def take_delivery(self, item: Delivered, now: int) -> list[PurchaseEffect] | None:
         """A prefix, or the whole: check all that needs no blob, then ask for the blobs. None where it brings nothing.
 
@@ -253,7 +262,7 @@ class Lot:
         """
         if self.is_refused or self._is_known(item) or (self.is_over and not self.is_settled):
             return None
-        if not self.checked or item.delivery.since > self.prefix.count:
+        if self.has_to_wait(item):
             return [] if self.hold(item) else None
         effects = self._take_prefix(item)
         return [*effects, *self._look_again(now)]

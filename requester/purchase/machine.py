@@ -352,6 +352,8 @@ class Purchase:
         lot = self._rounds.lots.get(item.delivery.receipt.body.lease)
         if lot is None:
             return [] if self._rounds.keep_early(item) else None
+        if lot.has_to_wait(item) and not self._rounds.has_room(item):
+            return None
         effects = self._guard(lot, lambda: lot.take_delivery(item, now), 1 + len(item.delivery.records))
         return None if effects is None else [*effects, *self._check_awards(now)]
 

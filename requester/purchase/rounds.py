@@ -25,6 +25,11 @@ MAX_LOTS = 2_048
 MAX_EARLY = 64
 """Deliveries kept of leases whose award was not told yet. An honest broker tells the award first."""
 
+MAX_WAITING = 131_072
+"""Deliveries and records together that wait in all leases: an order has at most half as many segments, so that only a
+broker that lies comes so far, and what it makes us keep in memory stays below some hundred megabytes.
+"""
+
 
 class Rounds:
     """Books and lots of one order."""
@@ -82,10 +87,16 @@ class Rounds:
 
     def keep_early(self, item: Delivered) -> bool:
         """Keep a delivery whose award was not told yet; False where it is known or there are too many."""
-        if len(self._early) >= MAX_EARLY or item in self._early:
+        if len(self._early) >= MAX_EARLY or item in self._early or not self.has_room(item):
             return False
         self._early.append(item)
         return True
+
+    def has_room(self, item: Delivered) -> bool:
+        """Whether this delivery can wait beside all that wait already."""
+        waiting = [*self._early, item]
+        held = sum(lot.held for lot in self.lots.values())
+        return held + sum(1 + len(one.delivery.records) for one in waiting) <= MAX_WAITING
 
     # ---- what is read ----
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from broker.protocol.api import Announced, Failed, Left
 from chain.base.hashing import Tag, compute_digest
 from chain.base.merkle import EMPTY_ROOT
+from chain.ledger.terms.agreement import compute_lease_id
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import Span
 from requester.purchase import events as e
@@ -286,3 +287,22 @@ def test_rounds_leases_and_early_deliveries_are_bounded(monkeypatch: pytest.Monk
     assert [lot.lease for lot in shell.machine.lots] == [first.lease]
     shell.tell(make_found(first))
     assert shell.machine.phase is Phase.ACCEPTED
+
+
+def test_what_waits_in_all_leases_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Awards that have to wait, each with deliveries that nobody checks: beyond the bound they are noise."""
+    monkeypatch.setattr(rounds, "MAX_WAITING", 12)
+    first = World()
+    shell = Shell(first)
+    shell.tell(e.Restarted(), e.Submitted(), first.closed, first.awarded)
+    for number in range(1, 9):
+        award = change(first.award_body, valid_until=first.award_body.valid_until + number)
+        lease = compute_lease_id(CHAIN, award)
+        lie = change(first.receipt, body=change(first.receipt_body, lease=lease))
+        delivered = change(first.delivered, delivery=change(first.delivery, receipt=lie))
+        awarded = change(first.awarded, award=BROKER.sign(Tag.AWARD, CHAIN, award), lease=lease)
+        shell.tell(*((delivered, awarded) if number % 2 else (awarded, delivered)))
+    assert sum(lot.held for lot in shell.machine.lots) == 12
+    assert shell.machine.noise == 2 * 2
+    shell.tell(first.delivered)
+    assert shell.get(e.FetchBlobs), "what need not wait is not held up by what waits"
