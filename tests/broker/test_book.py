@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from broker.auction import book as book_module
 from broker.auction.book import (
     MAX_BIDS,
     MAX_SPANS,
@@ -134,10 +135,19 @@ def test_a_forged_book_is_refused_by_name(forge: Any, rule: str) -> None:
     assert refused.value.rule == rule
 
 
+def test_a_book_takes_so_many_bids_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book_module, "MAX_BIDS", 2)
+    book, given = fill(*make_bids(3, 2, 1))
+    assert (len(book.bids), len(given)) == (2, 2)
+    assert book.take_bid(make_bids(3)[0]) == given[0], "who is in it is answered still"
+
+
 def test_two_heads_prove_equivocation() -> None:
     """R12 b: one predecessor, or one number, twice."""
     _, (first, second) = fill(*make_bids(3, 2))
-    _, (other,) = fill(make_bid(ORDER, PROVIDERS[5]))
+    _, (other, later) = fill(make_bid(ORDER, PROVIDERS[5]), make_bid(ORDER, PROVIDERS[4]))
+    assert later.body.previous != second.body.previous
+    assert is_equivocation(second.body, later.body), "one number, though each has a predecessor of its own"
     assert is_equivocation(first.body, other.body)
     assert not is_equivocation(first.body, second.body)
     assert not is_equivocation(first.body, first.body)

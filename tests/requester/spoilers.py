@@ -12,6 +12,7 @@ from broker.protocol.api import Delivery
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import Signed
 from chain.base.merkle import EMPTY_ROOT
+from chain.base.units import MAX_INT
 from chain.ledger.terms.agreement import AwardRule, Bid, Kind, compute_bid_id, compute_lease_id
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import Environment, Span, compute_records_root
@@ -64,6 +65,16 @@ def rebid(signer: Any = PROVIDER, *, follow: bool = True, **fields: Any) -> Spoi
         if follow:
             bid = world.bid.body
             world.award_body = change(old, bid=compute_bid_id(CHAIN, bid), price=bid.price)
+
+    return spoil
+
+
+def at_any_price(price: int) -> Spoil:
+    """An order that would pay anything, and a bid that asks for much."""
+
+    def spoil(world: World) -> None:
+        world.overrides = {"cap": MAX_INT, "limit": MAX_INT}
+        world.prices = (price, price)
 
     return spoil
 
@@ -204,6 +215,8 @@ AWARD_ROWS: list[tuple[str, int, Spoil]] = [
     ("a bid signed by another", 5, rebid(RIVAL)),
     ("a bid the award does not name", 6, rebid(follow=False, salt=bytes([1] * 16))),
     ("a bid for another order", 6, rebid(order=OTHER)),
+    ("a price that no sum may be reckoned with", 9, at_any_price((MAX_INT // 4) + 1)),
+    ("the largest price that sums are reckoned with", 0, at_any_price(MAX_INT // 4)),
     ("a price above the bid", 7, reaward(price=1_000_001)),
     ("a price below the bid", 7, reaward(price=999_999)),
     ("a runner-up where the lowest is paid", 7, lambda w: reaward(runner_up=w.bids[0])(w)),

@@ -150,6 +150,7 @@ def test_a_forgery_by_the_broker_is_ignored_and_the_genuine_one_counts(forge: An
         told = (lie, genuine) if before else (genuine, lie)
         shell.tell(*(told if type(genuine) is type(lie) else (genuine,)))
     troubles = [effect.rule for effect in shell.get(e.TellTrouble)]
+    assert shell.machine.noise > 0, "what it tells in vain is counted"
     assert troubles == ([rule] if before or rule in ("check.2", "check.6", "check.12") else [])
     shell.tell(make_found(w))
     assert shell.machine.phase is Phase.ACCEPTED

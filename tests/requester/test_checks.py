@@ -84,6 +84,20 @@ def test_a_part_of_a_divided_map_goes_to_who_comes_after_all_that_had_one() -> N
         assert (failing(checks.SHARE_CHECKS, facts) == 0) is right
 
 
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_part_is_not_given_to_who_had_another_in_anothers_place(opened: bool) -> None:
+    """R12 a: the third bid came in for the first part, and opened its lease or not; the second part is the fourth's."""
+    world = World(causes=(Cause.OK,), segments=2, kind=Kind.MAP, parallelism=2, prices=(100_000, 200_000), count=1)
+    third, fourth = world.make_bid(STRANGER, 300_000), world.make_bid(FOURTH, 400_000)
+    world.bids = (*world.bids, third, fourth)
+    had = [compute_bid_id(CHAIN, one.body) for one in world.bids]
+    failed, used = (had[:2], had[2:3]) if opened else (had[:3], [])
+    for bid, right in ((third, False), (fourth, True)):
+        award = change(world.award_body, first=1, bid=compute_bid_id(CHAIN, bid.body), price=bid.body.price)
+        facts = change_facts(world.share_facts, award=award, failed=frozenset(failed), used=frozenset(used))
+        assert (failing(checks.SHARE_CHECKS, facts) == 0) is right
+
+
 def change_facts(facts: Any, **fields: Any) -> Any:
     return dataclasses.replace(facts, **fields)
 

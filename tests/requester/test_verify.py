@@ -19,12 +19,14 @@ from broker.protocol.api import Unmatched
 from broker.protocol.messages import Decline, Reason
 from chain.base.codec import encode
 from chain.base.hashing import Tag, compute_digest
+from chain.base.merkle import compute_root
 from chain.ledger.entries import LeaseState
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import SegmentRecord, Span
 from chain.ledger.transactions import Deliver, GiveBack, Settle, compute_transaction_id
 from requester.purchase import checks, deliveries, endings, verify
+from requester.purchase.checking import judge
 from requester.purchase.documents import (
     Documents,
     LeasePapers,
@@ -262,6 +264,26 @@ def bring_unjudged_work() -> Job:
     return make_job(world, leases=(papers,))
 
 
+def note_another_cause() -> Job:
+    """The chain judged the lease by fewer of these records, but by another cause than the last of them had."""
+    job = make_chained()
+    record = endings.read_state(GENESIS, job.documents.leases[0])
+    assert record is not None
+    root = compute_root([encode(one) for one in job.records[record.id][:1]])
+    return bend_state(make_chained, receipt=change(record.receipt, count=1, records=root, cause=Cause.PROGRAM))
+
+
+def put_last_first(job: Job) -> Job:
+    """The lease that went on stands before the one it went on from."""
+    return job.replace(leases=job.documents.leases[::-1])
+
+
+def go_on_from_too_few() -> Job:
+    job = make_chained()
+    first, _ = job.worlds
+    return put_last_first(job.rerecord(first.lease, job.records[first.lease][:1]))
+
+
 def note_other_records() -> Job:
     """The chain judged the lease by other records, fewer than these."""
     job = make_chained()
@@ -300,8 +322,8 @@ def start_elsewhere() -> Job:
     return make_job(first, rest, leases=(job.documents.leases[0], settle_accepted(rest)))
 
 
-def with_decline(signer: Any) -> Job:
-    decline = Decline(make_run().worlds[0].order_id, STRANGER.key, Reason.PRICE, 3, "too cheap")
+def with_decline(signer: Any, order: bytes = b"") -> Job:
+    decline = Decline(order or make_run().worlds[0].order_id, STRANGER.key, Reason.PRICE, 3, "too cheap")
     return make_run().replace(unmatched=Unmatched(NOW, 3, "", (signer.sign(Tag.DECLINE, CHAIN_ID, decline),)))
 
 
@@ -329,6 +351,7 @@ FORGERIES: list[tuple[str, int, Callable[[], Job]]] = [
     ("another job", 1, lambda: make_run().replace(spec=change(RUN.spec, seed=8))),
     ("a lease twice", 60, lambda: twice(make_run())),
     ("a bid that opened is said to be tried", 60, lambda: make_run().replace(tried=(RUN.award_body.bid,))),
+    ("a bid that is said to be tried twice", 60, lambda: MAP.replace(tried=MAP.documents.tried * 2)),
     ("books out of order", 61, lambda: MAP.replace(books=MAP.documents.books[::-1])),
     ("a book twice", 61, lambda: make_run().replace(books=make_run().documents.books * 2)),
     ("tried who never bid", 61, lambda: make_run().replace(tried=(OTHER,))),
@@ -336,6 +359,7 @@ FORGERIES: list[tuple[str, int, Callable[[], Job]]] = [
     ("an item left out", 62, lambda: MAP.replace(items=MAP.documents.items[:-1])),
     ("items of a run", 62, lambda: make_run().replace(items=(OTHER,))),
     ("a decline nobody signed", 63, lambda: with_decline(RIVAL)),
+    ("a decline of another order", 63, lambda: with_decline(STRANGER, OTHER)),
     ("records of no lease", 64, lambda: make_run().rerecord(OTHER, RUN.record_bodies)),
     ("another order under the award", 14, lambda: make_run().replace(order=other_order())),
     ("a book by a stranger", 13, lambda: make_run().replace(books=(RIVAL.sign(Tag.BOOK, CHAIN_ID, RUN.book_body),))),
@@ -351,6 +375,9 @@ FORGERIES: list[tuple[str, int, Callable[[], Job]]] = [
     ("another lease id", 12, lambda: make_run().repaper(lease=OTHER).rerecord(RUN.lease, ())),
     ("a winner explained away", 19, lambda: MAP.replace(tried=())),
     ("a train that starts anew elsewhere", 10, start_elsewhere),
+    ("a train that goes on from a lease that was not settled", 10, lambda: put_last_first(
+        bend_state(make_chained, state=LeaseState.DELIVERED))),
+    ("a train that goes on from a record that is not here", 10, go_on_from_too_few),
     ("no storage receipt", 20, lambda: make_run().repaper(storage=None)),
     ("no receipt, but records", 20, lambda: make_run().repaper(receipt=None)),
     ("a receipt of another lease", 20, lambda: make_run().repaper(receipt=MAP.documents.leases[0].receipt)),
@@ -383,6 +410,7 @@ FORGERIES: list[tuple[str, int, Callable[[], Job]]] = [
     ("a lease judged by more than is here", 53, lambda: bend_state(receipt=change(settle(RUN).receipt, count=2))),
     ("a lease judged by fewer, other records", 53, note_other_records),
     ("work that the chain never judged", 53, bring_unjudged_work),
+    ("a lease judged by fewer records and another cause", 53, note_another_cause),
     ("a receipt that is not final", 29, cut_receipt_short),
     ("more paid than the price", 54, lambda: bend_state(paid=1_000_001)),
     ("more commission", 54, lambda: bend_state(commission=20_001)),
@@ -422,6 +450,18 @@ def test_every_number_that_is_only_made_here_has_a_forgery() -> None:
     """The others have their rows in `test_checks`."""
     here = {40, *range(41, 46), 29, *range(49, 57), *range(60, 67)}
     assert here <= {number for _, number, _ in FORGERIES}
+
+
+def test_what_was_paid_for_lies_within_the_order() -> None:
+    """Award and terms are checked before, lease by lease; coverage by itself lets nothing beyond the order pass."""
+    job = make_run()
+    record = endings.read_state(GENESIS, job.documents.leases[0])
+    assert record is not None
+    blobs = hash_blobs(job.documents, job.blobs)
+    for first, right in ((0, True), (1, False)):
+        states = (change(record, terms=change(record.terms, first=first)),)
+        facts = verify.JobFacts(GENESIS, job.documents, job.records, blobs, states)
+        assert judge(verify.TOTAL_CHECKS[:1], facts)[0].passed is right
 
 
 @pytest.mark.parametrize("name", ["0", "log", "provenance"])
