@@ -100,6 +100,13 @@ def say(**fields: Any) -> Forge:
     return lambda hand: hand.put(0, seen=change(hand.get().seen, **fields))
 
 
+def silence_to_come(hand: Hand) -> None:
+    """Silence is said to have accepted in a block behind the one that proves it."""
+    state = hand.get(1).state
+    assert state is not None
+    hand.put(1, seen=change(hand.get(1).seen, height=state.finality.header.height + 1))
+
+
 def without_lease(place: int) -> Forge:
     def forge(hand: Hand) -> None:
         gone = hand.get(place)
@@ -204,11 +211,13 @@ ENDS: list[Row] = [
     ("nothing was ever seen", "run", lambda h: h.put(0, seen=None), 55),
     ("another time of the end", "run", say(time=1), 94),
     ("another height of the end", "run", say(height=1), 94),
+    ("silence in a block that was still to come", "map", silence_to_come, 94),
     ("a lease twice", "run", lease_twice, 60),
     ("a bid that did not open, but did", "run", lambda h: h.set(tried=(h.get().award.body.bid,)), 60),
     ("a bid that nobody made, tried", "run", lambda h: h.set(tried=(OTHER,)), 61),
     ("a decline that nobody signed", "run", invented_decline, 63),
     ("a missing lease", "map", without_lease(2), 93),
+    ("a missing lease at a low commission", "cheap broker", without_lease(1), 93),
     ("a missing first lease of a train", "train", without_lease(0), 10),
     ("a missing last lease of a train", "train", without_lease(1), 93),
 ]

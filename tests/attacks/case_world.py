@@ -88,9 +88,11 @@ class Play:
         salt: bytes = bytes(16),
         watcher: Signer | None = None,
         lie: Callable[[WorkFacts], WorkFacts] = lambda facts: facts,
+        commission: int | None = None,
+        **fields: Any,
     ) -> None:
         """`watcher` accepts in the requester's place; `lie` is what providers make of their facts before they sign the
-        provenance.
+        provenance; `commission` is what the broker takes, by default all that it may; `fields` are the order's.
         """
         self.lie = lie
         self.accepting = watcher or REQUESTER
@@ -119,7 +121,8 @@ class Play:
         terms = Terms(cap=20 * MICRO, segment_wall=60_000, segments=segments, item_root=root)
         parties = Parties(self.chain.id, REQUESTER.key, BROKER.key)
         body = make_order(self.spec, terms, parties, now=self.chain.now, salt=salt)
-        body = change(body, watcher=watcher.key if watcher else None)
+        body = change(body, watcher=watcher.key if watcher else None, **fields)
+        self.commission = body.commission if commission is None else commission
         self.order: Signed[Order] = REQUESTER.sign(Tag.ORDER, self.chain.id, body)
         self.order_id = compute_order_id(self.chain.id, body)
         self.books: list[Signed[Book]] = []
@@ -161,8 +164,7 @@ class Play:
         bids = [self.make_bid(signer, price) for signer, price in prices]
         book = self.make_book(spans, bids, round)
         self.books.append(book)
-        commission = self.order.body.commission
-        shares = divide(self.order.body, self.spec, spans, bids, commission, book.body.closed)
+        shares = divide(self.order.body, self.spec, spans, bids, self.commission, book.body.closed)
         opened = [self.open(round, share, book.body) for share in shares]
         self.leases += opened
         return opened
@@ -176,7 +178,7 @@ class Play:
             first=share.first,
             count=share.count,
             price=share.price,
-            commission=self.order.body.commission,
+            commission=self.commission,
             book=book.root,
             start=self.get_records()[-1].output if goes_on else self.order.body.start,
             runner_up=share.runner_up,
@@ -360,6 +362,14 @@ def play_map() -> Play:
     (third,) = play.hold_round((gap,), [(ALICE, 1_050_000)])
     play.finish(third)
     play.stay_silent(second)
+    return play
+
+
+def play_cheap_broker() -> Play:
+    """Two items at two providers, the dearer of which has room under the cap only because the broker takes little."""
+    play = Play(Kind.MAP, 2, commission=100, limit=9_900_000)
+    for lease in play.hold_round((Span(0, 2),), [(BOB, 9_900_000), (ALICE, 1_000_000)]):
+        play.finish(lease)
     return play
 
 

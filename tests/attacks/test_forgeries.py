@@ -23,7 +23,7 @@ from tests.attacks.case_chain import ALICE, EMPTY, change
 from tests.attacks.case_forged_ends import ENDS
 from tests.attacks.case_forged_papers import AWARDS, WORK
 from tests.attacks.case_hand import Forge, Hand
-from tests.attacks.case_world import Play, play_failure, play_map, play_run, play_train, play_watched
+from tests.attacks.case_world import Play, play_cheap_broker, play_failure, play_map, play_run, play_train, play_watched
 
 PLAYS: dict[str, Callable[[], Play]] = {
     "run": cache(play_run),
@@ -31,6 +31,7 @@ PLAYS: dict[str, Callable[[], Play]] = {
     "train": cache(play_train),
     "failure": cache(play_failure),
     "watched": cache(play_watched),
+    "cheap broker": cache(play_cheap_broker),
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from chain.base.hashing import compute_digest
+from chain.base.hashing import Tag, compute_digest
 from chain.ledger.terms.agreement import Kind
 from chain.ledger.terms.outcome import Cause
 from chain.ledger.terms.work import Span, compute_receipt_id
@@ -32,7 +32,7 @@ from tests.requester.shell import (
     see,
     settle_down,
 )
-from tests.requester.world import CHAIN, World, change
+from tests.requester.world import BROKER, CHAIN, World, change
 
 OK, BAD = Cause.OK, Cause.PROGRAM
 
@@ -405,3 +405,78 @@ def test_a_signed_award_of_other_parts_than_the_rule_gives_is_refused() -> None:
     shell = start(mine, other)
     shell.tell(other.awarded)
     assert [one.rule for one in shell.get(e.TellTrouble)] == ["check.19"]
+
+
+# ---- a lease that was refused, cut, or ended while blobs were under way ----
+
+
+def refuse_third(first: World) -> Shell:
+    """Two of four steps are here; the receipt over three is wrong by its provider's own hand."""
+    shell = start(first)
+    shell.feed(see(first), first.prefix(2))
+    honest = first.prefix(3, 2)
+    body = change(honest.delivery.receipt.body, usage=change(first.usage, cpu_ms=1))
+    receipt = first.winner.sign(Tag.RECEIPT, CHAIN, body)
+    storage = BROKER.sign(Tag.STORAGE, CHAIN, first.make_storage(body))
+    shell.feed(change(honest, delivery=change(honest.delivery, receipt=receipt), storage=storage))
+    assert [one.rule for one in shell.get(e.TellTrouble)] == ["check.30"]
+    return shell
+
+
+def test_nothing_of_a_refused_lease_is_accepted_and_nothing_goes_on_from_it() -> None:
+    """Even where the chain cut it to the part that was right."""
+    first = make_train(OK, OK, OK)
+    rest = go_on(make_train(OK, OK), OK, OK)
+    shell = refuse_third(first)
+    shell.feed(see(first, "delivered", 8, held=2, served=2), rest.closed, rest.awarded, rest.delivered)
+    assert list_accepted(shell) == []
+    assert [(lot.checked, lot.waits) for lot in shell.machine.lots] == [(True, ""), (False, "start")]
+
+
+def test_a_lease_whose_award_was_refused_keeps_its_segments() -> None:
+    """The chain may have opened it: a second award for them could be paid for too."""
+    wrong, right = World(), World()
+    wrong.award = BROKER.sign(Tag.AWARD, CHAIN, change(wrong.award_body, price=1_000_001))
+    wrong.award_body = wrong.award.body
+    shell = start(wrong)
+    shell.feed(right.awarded, right.delivered)
+    assert [one.rule for one in shell.get(e.TellTrouble)] == ["check.7", "R2.covered"]
+    assert list_accepted(shell) == []
+
+
+def test_only_blobs_that_were_asked_for_count_as_found() -> None:
+    """What comes unasked was measured by nobody's limit, and would be held without end."""
+    world = make_alone(OK, OK, OK)
+    shell = start(world)
+    shell.tell(see(world), world.prefix(1), world.prefix(2, 1))
+    asked = shell.tell(make_found(world))
+    (fetch,) = [one for one in asked if isinstance(one, e.FetchBlobs)]
+    assert fetch.digests == (compute_digest(world.get_output(1)),)
+
+
+def test_a_second_receipt_over_the_same_segments_is_accepted_once_its_own_blobs_are_here() -> None:
+    """The chain holds one that names a log, told behind one that names none."""
+    first = make_train(OK, OK)
+    shell = start(first)
+    shell.feed(first.prefix(2))
+    plain = first.prefix(2)
+    body = change(plain.delivery.receipt.body, log=compute_digest(first.log))
+    receipt = first.winner.sign(Tag.RECEIPT, CHAIN, body)
+    storage = BROKER.sign(Tag.STORAGE, CHAIN, first.make_storage(body))
+    named = compute_receipt_id(CHAIN, body)
+    shell.tell(see(first, receipt=named))
+    shell.tell(change(plain, delivery=change(plain.delivery, receipt=receipt), storage=storage))
+    shell.tell(see(first, "delivered", 8, held=2, served=2, receipt=named))
+    assert list_accepted(shell) == []
+    shell.tell(e.BlobsFetched(first.lease, (e.Found(compute_digest(first.log), len(first.log)),)))
+    (post,) = shell.get(e.PostAcceptance)
+    assert post.acceptance.body.receipt == named
+
+
+def test_of_a_lease_that_ended_unpaid_no_blob_is_waited_for() -> None:
+    world = make_alone(OK, OK, OK)
+    shell = start(world)
+    shell.tell(see(world), world.delivered, e.FetchFailed(world.lease, "no answer"))
+    shell.tell(see(world, "expired", 9, tx=""), end("partly"))
+    assert shell.machine.wake_at() is None
+    assert shell.tell(make_found(world)) == []
