@@ -14,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = int(os.environ.get("TALLY_SEED") or secrets.randbelow(2**32))
@@ -54,6 +55,13 @@ def seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(autouse=True)
 def _seeded(seed: int) -> None:
     random.seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logs() -> Generator[None]:
+    """A command that a test calls sets up the process's logs: not for the tests behind it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
