@@ -7,7 +7,7 @@ headroom of an order) is the chain's to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from broker.protocol.api import Cancellation, Delivery, Submission
@@ -26,6 +26,7 @@ from chain.ledger.terms.work import (
     Acceptance,
     Receipt,
     SegmentRecord,
+    Span,
     compute_receipt_id,
     is_final,
 )
@@ -48,6 +49,11 @@ MANY_DELIVERIES = 4_096
 MANY_RECORDS = 16
 """… a prefix has to bring so many records more: so receipts of a lease stay below 8,192 while its segments may be
 many more. A final receipt is always taken.
+"""
+
+MAX_ACCEPTANCES = 16
+"""Different acceptances of one lease: each stays in journal and memory until the job is over. An honest requester signs
+one.
 """
 
 EMPTY = compute_digest(b"")
@@ -221,16 +227,40 @@ def list_delivered_blobs(delivery: Delivery) -> tuple[bytes, ...]:
     return tuple(sorted(set(_read_digests(delivery)) - {EMPTY}))
 
 
+class Acceptable(NamedTuple):
+    """What of a lease may be accepted: the ranges of its receipts by their ids; and what was accepted before."""
+
+    ranges: Mapping[bytes, Span]
+    accepted: Collection[Signed[Acceptance]]
+
+
 def check_acceptance(
-    chain_id: bytes, order: Order, lease: bytes, receipts: Collection[bytes], signed: Signed[Acceptance]
+    chain_id: bytes, order: Order, lease: bytes, handed: Acceptable, signed: Signed[Acceptance]
 ) -> None:
-    """Raise `Refused` unless requester or watcher accepts one of the lease's receipts (ids) that the broker has."""
+    """Raise `Refused` unless requester or watcher accepts one of the lease's receipts that the broker has, within the
+    range of that receipt. One that was taken before is taken again.
+    """
     acceptance = signed.body
-    if acceptance.lease != lease or acceptance.receipt not in receipts:
+    if acceptance.lease != lease or acceptance.receipt not in handed.ranges:
         raise Refused("the acceptance is for no receipt that the broker has", rule="R7.receipt")
     if acceptance.signer not in (order.requester, order.watcher):
         raise Refused("only the requester or its watcher accepts", rule="R7.signer")
+    _check_accepted(handed.ranges[acceptance.receipt], acceptance.segments)
+    if len(handed.accepted) >= MAX_ACCEPTANCES and signed not in handed.accepted:
+        text = f"{MAX_ACCEPTANCES} acceptances of this lease are here; settle with one of them"
+        raise Refused(text, rule="acceptance.many")
     verify(signed, Tag.ACCEPTANCE, chain_id, acceptance.signer)
+
+
+def _check_accepted(part: Span, spans: Sequence[Span]) -> None:
+    """As the chain does (R7): a settle by spans of another kind would be refused there."""
+    position = part.first
+    for span in spans:
+        if span.first < position or span.count == 0:
+            raise Refused("accepted spans have to ascend, be disjoint and not empty", rule="R7.spans")
+        position = span.first + span.count
+    if position > part.first + part.count:
+        raise Refused(f"the receipt ends with segment {part.first + part.count - 1}", rule="R7.range")
 
 
 def compute_delivery_id(chain_id: bytes, delivery: Delivery) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, assert_never
 
 from broker.auction.admission import (
     EMPTY,
+    Acceptable,
     House,
     Means,
     check_acceptance,
@@ -187,7 +188,8 @@ class Desk:
         if not isinstance(job, LiveJob):
             raise Refused("the job is over", rule="auction.open")
         check_cancellation(self._parts.house.chain, job.auction.order, order_id, signed)
-        self._post(job, Cancelled(signed))
+        if not job.auction.cancelled:
+            self._post(job, Cancelled(signed))
 
     async def accept(self, account: bytes, lease: bytes, signed: Signed[Acceptance]) -> None:
         """Pass an acceptance on."""
@@ -195,8 +197,10 @@ class Desk:
         if account not in (job.requester, job.watcher):
             raise Refused("not your lease", rule="lease.party")
         job, lot = _get_live(job, lease)
-        check_acceptance(self._parts.house.chain, job.auction.order, lease, lot.receipts, signed)
-        self._post(job, AcceptanceArrived(signed))
+        acceptable = Acceptable(lot.ranges, lot.accepted)
+        check_acceptance(self._parts.house.chain, job.auction.order, lease, acceptable, signed)
+        if signed not in lot.accepted:
+            self._post(job, AcceptanceArrived(signed))
 
     async def estimate(self, account: bytes, enquiry: Enquiry) -> Estimate:
         """What the market would say to an order, for an account with a balance."""
