@@ -11,8 +11,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from broker.protocol.api import Cancellation, Delivery, Submission
-from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
+from broker.protocol.jobs import (
+    LOG_MARGIN,
+    MAX_ERROR_BYTES,
+    JobSpec,
+    compute_job_digest,
+    compute_log_limit,
+    compute_runtime_digest,
+)
 from broker.protocol.messages import MAX_MESSAGE_BYTES
+from broker.protocol.provenance import compute_provenance_limit
 from chain.base.codec import Record, encode
 from chain.base.errors import Refused
 from chain.base.hashing import Digest, Tag, compute_digest
@@ -222,6 +230,25 @@ def _check_continues(known: HandedIn, delivery: Delivery) -> tuple[SegmentRecord
     return delivery.records[overlap:]
 
 
+def check_sizes(spec: JobSpec, segments: int, delivery: Delivery, sizes: Mapping[bytes, int]) -> None:
+    """Raise `Refused` unless the blobs of a delivery that was checked, of a lease on so many segments, keep to what the
+    order allows: the limits by which its requester takes them (checks 35 to 37 and 48). They count as the requester's
+    from here on, so that what an order adds is bounded by what it asked for.
+    """
+    receipt, records = delivery.receipt.body, delivery.records
+    rows = (
+        ("output", spec.resources.output_bytes, [record.output for record in records]),
+        ("error", MAX_ERROR_BYTES, [record.error for record in records]),
+        ("log", compute_log_limit(spec, segments) + LOG_MARGIN, [receipt.log]),
+        ("provenance", compute_provenance_limit(receipt.count), [receipt.provenance]),
+    )
+    for name, limit, digests in rows:
+        largest = max(sizes.get(digest, 0) for digest in digests)
+        if largest > limit:
+            text = f"the {name} has {largest} bytes, the order allows {limit}; hand in what keeps to its limits"
+            raise Refused(text, rule=f"delivery.{name}")
+
+
 def list_delivered_blobs(delivery: Delivery) -> tuple[bytes, ...]:
     """Digests of all blobs that a receipt and its records name, without the empty one, sorted."""
     return tuple(sorted(set(_read_digests(delivery)) - {EMPTY}))
@@ -273,6 +300,8 @@ def _check_record(record: SegmentRecord, agreed: Agreed, index: int) -> None:
         raise Refused("a record is of another lease or provider", rule="R5.record")
     if record.index != index:
         raise Refused(f"record {record.index} stands where {index} belongs", rule="R5.index")
+    if record.cause is Cause.OK and record.error != EMPTY:
+        raise Refused(f"segment {index} went well and names an error text", rule="R9.error")
 
 
 def _check_inputs(agreed: Agreed, known: HandedIn, new: Sequence[SegmentRecord]) -> None:

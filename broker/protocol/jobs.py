@@ -56,6 +56,13 @@ MAX_LOG_BYTES = 64 << 20
 """Most of a lease's log that is kept, however many segments it has."""
 
 
+LOG_MARGIN = 4_096
+"""Bytes by which a log may pass its limit: the notice that says it was cut."""
+
+MAX_ERROR_BYTES = 1 << 20
+"""Largest traceback that broker and requester take."""
+
+
 class Runtime(Record, frozen=True, tag="runtime"):
     """A Python minor version such as `3.11`, and the names of the packages a job may import besides the standard
     library.
