@@ -242,7 +242,7 @@ class Desk:
         if account != job.leases[lease]:
             raise Refused("only the lease's provider delivers", rule="lease.party")
         receipt = compute_delivery_id(chain, delivery)
-        given = job.find_storage(chain, receipt)
+        given = job.find_storage(receipt)
         if given is not None:
             return given
         job, lot = _get_live(job, lease)

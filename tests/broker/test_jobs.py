@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from broker.auction.events import AcceptanceArrived
 from broker.auction.machine import Auction
-from broker.protocol.api import MAX_BODY_BYTES, Advanced, Announced, Ended, Events, JobEvent
+from broker.protocol.api import MAX_BODY_BYTES, Advanced, Announced, Delivered, Ended, Events, JobEvent
 from broker.service import directory as directory_module
 from broker.service import jobs as jobs_module
 from broker.service.blobs import BlobStore
@@ -26,8 +27,8 @@ from chain.base.hashing import compute_digest
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import SegmentRecord, Span
 from chain.runtime.database import open_database
-from tests.broker.play import make_map
-from tests.broker.world import BROKER, HOUSE, NOW, PROVIDERS, REQUESTER, STRANGER, make_offer
+from tests.broker.play import Play, make_map, start_train
+from tests.broker.world import BROKER, HOUSE, NOW, PROVIDERS, REQUESTER, STRANGER, make_acceptance, make_offer
 
 A, B = compute_digest(b"a"), compute_digest(b"b")
 LEASE = b"l" * 32
@@ -144,6 +145,50 @@ def test_documents_are_read_for_those_who_may_have_them(monkeypatch: pytest.Monk
     assert loads == []
     assert len(found.read(0).items) == len(found.documents) == 2
     assert loads == [found.order_id]
+
+
+def forbid(order_id: bytes) -> tuple[JobEvent, ...]:
+    raise AssertionError("documents are decoded")
+
+
+def make_papers() -> tuple[Job, Play]:
+    """A job with two storage receipts and two acceptances."""
+    play = start_train(20)
+    for count in (3, 20):
+        play.hand_in(count)
+    [part, whole] = [one.delivery for one in play.auction.news if isinstance(one, Delivered)]
+    for delivery in (part, whole):
+        play.tell(AcceptanceArrived(make_acceptance(delivery)))
+    job = make_job(1)
+    job.documents, job.leases = play.auction.news, {play.lease(): PROVIDERS[0].key}
+    return job, play
+
+
+@pytest.mark.parametrize("release", ["this", "earlier"])
+def test_what_providers_ask_of_a_job_that_is_over_decodes_no_documents(
+    monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    """A request of some bytes, at will, would else hold up everybody while 65,536 records are decoded."""
+    job, play = make_papers()
+    rows = connect(jobs_module.SCHEMA)
+    archive = Archive(rows)
+    archive.add(job, NOW)
+    archive.add(make_job(2), NOW)
+    if release == "earlier":
+        rows.execute("DELETE FROM papers")
+        archive = Archive(rows)
+    monkeypatch.setattr(archive, "_load", forbid)
+    found, other = archive.find_lease(play.lease()), archive.find(bytes([2]) * 32)
+    assert found is not None and other is not None
+    receipts = play.lot().receipts
+    assert len(receipts) == 2
+    assert {receipt: found.find_storage(receipt) for receipt in receipts} == receipts
+    assert found.find_acceptance(play.lease()) == play.lot().acceptance is not None
+    for job, name in ((found, bytes(32)), (other, next(iter(receipts))), (other, play.lease())):
+        assert job.find_storage(name) is None
+        assert job.find_acceptance(name) is None
+    archive.sweep(NOW + 1)
+    assert rows.execute("SELECT count(*) FROM papers").fetchone() == (0,)
 
 
 def test_a_store_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
