@@ -7,12 +7,20 @@ headroom of an order) is the chain's to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from broker.protocol.api import Cancellation, Delivery, Submission
-from broker.protocol.jobs import compute_job_digest, compute_runtime_digest
+from broker.protocol.jobs import (
+    LOG_MARGIN,
+    MAX_ERROR_BYTES,
+    JobSpec,
+    compute_job_digest,
+    compute_log_limit,
+    compute_runtime_digest,
+)
 from broker.protocol.messages import MAX_MESSAGE_BYTES
+from broker.protocol.provenance import compute_provenance_limit
 from chain.base.codec import Record, encode
 from chain.base.errors import Refused
 from chain.base.hashing import Digest, Tag, compute_digest
@@ -26,6 +34,7 @@ from chain.ledger.terms.work import (
     Acceptance,
     Receipt,
     SegmentRecord,
+    Span,
     compute_receipt_id,
     is_final,
 )
@@ -52,6 +61,11 @@ many more. A final receipt is always taken.
 
 MAX_AHEAD = 60_000
 """Milliseconds that a receipt's finish may lie ahead of our clock: clocks differ, but no work is done tomorrow."""
+
+MAX_ACCEPTANCES = 16
+"""Different acceptances of one lease: each stays in journal and memory until the job is over. An honest requester signs
+one.
+"""
 
 EMPTY = compute_digest(b"")
 """Digest that stands for "nothing here"; nobody has to store it."""
@@ -227,21 +241,64 @@ def _check_continues(known: HandedIn, delivery: Delivery) -> tuple[SegmentRecord
     return delivery.records[overlap:]
 
 
+def check_sizes(spec: JobSpec, segments: int, delivery: Delivery, sizes: Mapping[bytes, int]) -> None:
+    """Raise `Refused` unless the blobs of a delivery that was checked, of a lease on so many segments, keep to what the
+    order allows: the limits by which its requester takes them (checks 35 to 37 and 48). They count as the requester's
+    from here on, so that what an order adds is bounded by what it asked for.
+    """
+    receipt, records = delivery.receipt.body, delivery.records
+    rows = (
+        ("output", spec.resources.output_bytes, [record.output for record in records]),
+        ("error", MAX_ERROR_BYTES, [record.error for record in records]),
+        ("log", compute_log_limit(spec, segments) + LOG_MARGIN, [receipt.log]),
+        ("provenance", compute_provenance_limit(receipt.count), [receipt.provenance]),
+    )
+    for name, limit, digests in rows:
+        largest = max(sizes.get(digest, 0) for digest in digests)
+        if largest > limit:
+            text = f"the {name} has {largest} bytes, the order allows {limit}; hand in what keeps to its limits"
+            raise Refused(text, rule=f"delivery.{name}")
+
+
 def list_delivered_blobs(delivery: Delivery) -> tuple[bytes, ...]:
     """Digests of all blobs that a receipt and its records name, without the empty one, sorted."""
     return tuple(sorted(set(_read_digests(delivery)) - {EMPTY}))
 
 
+class Acceptable(NamedTuple):
+    """What of a lease may be accepted: the ranges of its receipts by their ids; and what was accepted before."""
+
+    ranges: Mapping[bytes, Span]
+    accepted: Collection[Signed[Acceptance]]
+
+
 def check_acceptance(
-    chain_id: bytes, order: Order, lease: bytes, receipts: Collection[bytes], signed: Signed[Acceptance]
+    chain_id: bytes, order: Order, lease: bytes, handed: Acceptable, signed: Signed[Acceptance]
 ) -> None:
-    """Raise `Refused` unless requester or watcher accepts one of the lease's receipts (ids) that the broker has."""
+    """Raise `Refused` unless requester or watcher accepts one of the lease's receipts that the broker has, within the
+    range of that receipt. One that was taken before is taken again.
+    """
     acceptance = signed.body
-    if acceptance.lease != lease or acceptance.receipt not in receipts:
+    if acceptance.lease != lease or acceptance.receipt not in handed.ranges:
         raise Refused("the acceptance is for no receipt that the broker has", rule="R7.receipt")
     if acceptance.signer not in (order.requester, order.watcher):
         raise Refused("only the requester or its watcher accepts", rule="R7.signer")
+    _check_accepted(handed.ranges[acceptance.receipt], acceptance.segments)
+    if len(handed.accepted) >= MAX_ACCEPTANCES and signed not in handed.accepted:
+        text = f"{MAX_ACCEPTANCES} acceptances of this lease are here; settle with one of them"
+        raise Refused(text, rule="acceptance.many")
     verify(signed, Tag.ACCEPTANCE, chain_id, acceptance.signer)
+
+
+def _check_accepted(part: Span, spans: Sequence[Span]) -> None:
+    """As the chain does (R7): a settle by spans of another kind would be refused there."""
+    position = part.first
+    for span in spans:
+        if span.first < position or span.count == 0:
+            raise Refused("accepted spans have to ascend, be disjoint and not empty", rule="R7.spans")
+        position = span.first + span.count
+    if position > part.first + part.count:
+        raise Refused(f"the receipt ends with segment {part.first + part.count - 1}", rule="R7.range")
 
 
 def compute_delivery_id(chain_id: bytes, delivery: Delivery) -> bytes:
@@ -254,6 +311,8 @@ def _check_record(record: SegmentRecord, agreed: Agreed, index: int) -> None:
         raise Refused("a record is of another lease or provider", rule="R5.record")
     if record.index != index:
         raise Refused(f"record {record.index} stands where {index} belongs", rule="R5.index")
+    if record.cause is Cause.OK and record.error != EMPTY:
+        raise Refused(f"segment {index} went well and names an error text", rule="R9.error")
 
 
 def _check_inputs(agreed: Agreed, known: HandedIn, new: Sequence[SegmentRecord]) -> None:

@@ -106,7 +106,8 @@ class Lot:
         self.lease = compute_lease_id(posted.house.chain, body)
         self.handed = HandedIn()
         self.receipts: dict[bytes, Signed[StorageReceipt]] = {}
-        self.acceptance: Signed[Acceptance] | None = None
+        self.ranges: dict[bytes, Span] = {}
+        self.accepted: list[Signed[Acceptance]] = []
         self.state = ""
         self.served = 0
         self.cut = False
@@ -156,6 +157,11 @@ class Lot:
         if self.is_live and not self.cut:
             return self.part
         return Span(self.part.first, self.served)
+
+    @property
+    def acceptance(self) -> Signed[Acceptance] | None:
+        """The newest that was taken."""
+        return self.accepted[-1] if self.accepted else None
 
     @property
     def cost(self) -> int:
@@ -231,6 +237,7 @@ class Lot:
         )
         storage = posted.signer.sign(Tag.STORAGE, posted.house.chain, body)
         self.receipts[receipt] = storage
+        self.ranges[receipt] = Span(self.part.first, delivery.receipt.body.count)
         self._newest = Newest(delivery.receipt, storage)
         kept = StoreStorageReceipt(self.lease, list_delivered_blobs(delivery), kept_until)
         self._kept.append(kept)
@@ -238,9 +245,9 @@ class Lot:
 
     def take_acceptance(self, acceptance: Signed[Acceptance], now: int) -> list[AuctionEffect]:
         """Pass an acceptance on, once."""
-        if acceptance.body.receipt not in self.receipts or acceptance == self.acceptance:
+        if acceptance.body.receipt not in self.receipts or acceptance in self.accepted:
             return []
-        self.acceptance = acceptance
+        self.accepted.append(acceptance)
         return [PassAcceptance(self.provider, acceptance), self._posted.tell(Accepted(now, acceptance))]
 
     def take_change(self, event: LeaseChanged, now: int) -> list[AuctionEffect]:

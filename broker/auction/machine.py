@@ -90,6 +90,7 @@ class Auction:
         self.lots: dict[bytes, Lot] = {}
         self.round: Round | None = None
         self.posted = 0
+        self.cancelled = False
         self._signer = signer
         self._house = house
         self._shared: Posted
@@ -101,7 +102,6 @@ class Auction:
         self._pause_until: int | None = None
         self._no_more = ""
         self._refused = ""
-        self._cancelled = False
         self._ended = False
 
     @property
@@ -313,7 +313,7 @@ class Auction:
                 if lot.try_later(self.order.expiry + TX_VALIDITY, now):
                     return ()
             case OpenRefused(blame=Blame.BROKER):
-                if not self._cancelled and lot.try_later(lot.award.body.valid_until, now):
+                if not self.cancelled and lot.try_later(lot.award.body.valid_until, now):
                     return ()
             case OpenRefused(blame=Blame.REQUESTER):
                 self._refused = self._refused or f"the chain refused the order: {event.rule}: {event.text}"
@@ -418,7 +418,7 @@ class Auction:
 
     def _give_up(self, now: int) -> Sequence[AuctionEffect]:
         """No lease was opened at all."""
-        if self._cancelled:
+        if self.cancelled:
             return self._end("withdrawn", "taken back", now)
         if self._refused:
             return (self._withdraw(self._refused), *self._end("refused", self._refused, now))
@@ -445,9 +445,9 @@ class Auction:
         """No further round. A lease whose opening is under way may still open: what was sent can't be called back. It
         ends, like those that are open, by the requester's `Cancel` on the chain.
         """
-        if self._cancelled or self.phase in (Phase.NEW, Phase.ENDED):
+        if self.cancelled or self.phase in (Phase.NEW, Phase.ENDED):
             return ()
-        self._cancelled, self._asking, self._no_more = True, False, "taken back by the requester"
+        self.cancelled, self._asking, self._no_more = True, False, "taken back by the requester"
         if self.round is None:
             return ()
         self.round = None

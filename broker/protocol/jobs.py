@@ -55,13 +55,18 @@ class Level(StrEnum):
 MAX_LOG_BYTES = 64 << 20
 """Most of a lease's log that is kept, however many segments it has."""
 
-
 USUAL_TMP_BYTES = 256 << 20
 """Room in a job's folder that a client asks for which says nothing else. Providers keep sandboxes of this shape ready.
 """
 
 USUAL_SHM_BYTES = 64 << 20
 """The same for shared memory."""
+
+LOG_MARGIN = 4_096
+"""Bytes by which a log may pass its limit: the notice that says it was cut."""
+
+MAX_ERROR_BYTES = 1 << 20
+"""Largest traceback that broker and requester take."""
 
 
 class Runtime(Record, frozen=True, tag="runtime"):

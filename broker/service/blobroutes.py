@@ -92,7 +92,7 @@ class BlobRoutes:
         return await send_file(request, found, _allow(size))
 
     async def show_upload(self, request: web.Request) -> web.StreamResponse:
-        """HEAD /v1/uploads/{hex}: where the account's upload stands; what it may read already is complete."""
+        """HEAD /v1/uploads/{hex}: where the account's upload stands; what it holds or has sent is complete."""
         await read_body(request)
         account, digest = get_account(request), read_id(request)
         whole = self._custody.renew(digest, account, self._clock.now() + UPLOAD_GRACE)

@@ -1,13 +1,14 @@
 """Who holds and who may read which blob, until when (rows of a database; the bytes are `broker.service.blobs`).
 
-A *hold* keeps a blob and counts against its account's quota; a *right* lets an account read it. Nobody gets a right by
-naming a digest: an order may name only what its requester holds, a receipt only what its provider holds, and these
-give the right on (threats.md row 36 and its neighbours: otherwise naming a stranger's digest would be reading it).
+A *hold* keeps a blob and counts against its account; a *right* lets an account read what others hold, as long as they
+do: so there is no byte that counts for nobody. Nobody gets a right by naming a digest: an order may name only what its
+requester may read, a receipt only what its provider sent, and these give the right on (threats.md row 36 and its
+neighbours: otherwise naming a stranger's digest would be reading it).
 
-What a receipt names was made for its requester and counts there, in a share of its own as large as the quota: so a
-provider's quota is there for what it has yet to hand in, and no provider can keep a requester from uploading. Only
-where that share is full does it stay the provider's. All that an account causes to be kept is thus at most twice the
-quota.
+What a receipt names was made for its requester and counts there, in a share of its own as large as the quota, never
+against its provider: so a provider's quota is there for what it has yet to hand in, and no requester can fill it. Who
+has no room left in that share places no further order; what orders that were taken before still bring goes beyond it,
+within the limits that deliveries keep to (decision 0009).
 
 Rows are written without waiting for the disk: a killed process loses none, and what a power cut may lose follows from
 the journals of live jobs, whose desk says it again; `flush` comes before a job's journal is dropped.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from chain.base.errors import Refused, Unavailable
@@ -31,10 +32,24 @@ CREATE TABLE IF NOT EXISTS custody (
     PRIMARY KEY (digest, account)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS custody_account ON custody (account, held);
+CREATE TABLE IF NOT EXISTS rights (
+    digest BLOB NOT NULL, account BLOB NOT NULL, sent INTEGER NOT NULL, until INTEGER NOT NULL,
+    PRIMARY KEY (digest, account)
+) STRICT, WITHOUT ROWID;
 """
 
-RIGHT, UPLOAD, OUTPUT = 0, 1, 2
-"""What `custody.held` says: may read it, holds it for itself, holds it as what was made for it."""
+UPLOAD, OUTPUT = 1, 2
+"""What `custody.held` says: the account holds it for itself, or as what was made for it."""
+
+MOVE_RIGHTS = """
+INSERT OR IGNORE INTO rights SELECT digest, account, 1, until FROM custody WHERE held = 0;
+DELETE FROM custody WHERE held = 0;
+"""
+"""Earlier releases had rights among the holds, by 0. Who had sent what nobody knows of them; they count as sent."""
+
+_HOLDS = "EXISTS (SELECT 1 FROM custody WHERE digest = :digest AND account = :account)"
+_READS = "EXISTS (SELECT 1 FROM rights WHERE digest = :digest AND account = :account)"
+_SENT = "EXISTS (SELECT 1 FROM rights WHERE digest = :digest AND account = :account AND sent)"
 
 _COUNT = """
     INSERT INTO account_totals
@@ -73,8 +88,8 @@ MAX_BLOBS = 1 << 22
 
 
 class Custody:
-    """Holds and rights. `quota` bounds in bytes what one account holds for itself, and apart from that what it holds as
-    outputs; `capacity` bounds what all hold together.
+    """Holds and rights. `quota` bounds in bytes what one account holds for itself; it is also the share of outputs
+    behind which it places no further orders. `capacity` bounds what all hold together.
     """
 
     def __init__(self, connection: sqlite3.Connection, quota: int, capacity: int) -> None:
@@ -84,6 +99,7 @@ class Custody:
         self._coming: Counter[bytes] = Counter()
         self._filling = 0
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.executescript(MOVE_RIGHTS)
         connection.executescript(TOTALS)
         self._total = int(connection.execute("SELECT coalesce(sum(size), 0) FROM blobs").fetchone()[0])
 
@@ -104,12 +120,15 @@ class Custody:
 
     def reserve(self, account: bytes, size: int) -> None:
         """Count bytes that an account means to send against its quota; raises `Refused` (`blob.quota`)."""
+        self._check_room(account, size, 1)
+        self._coming[account] += size
+
+    def _check_room(self, account: bytes, size: int, count: int) -> None:
         held, number = self._get_totals(account, UPLOAD)
-        if number >= MAX_BLOBS:
+        if number + count > MAX_BLOBS:
             raise Refused(f"the account may hold {MAX_BLOBS} blobs at this broker", rule="blob.quota")
         if held + self._coming.get(account, 0) + size > self._quota:
             raise Refused(f"the account may hold {self._quota} bytes at this broker", rule="blob.quota")
-        self._coming[account] += size
 
     def release(self, account: bytes, size: int) -> None:
         """What was reserved came, or comes no more."""
@@ -149,34 +168,30 @@ class Custody:
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._add(sizes)
-            self._give(sizes, account, UPLOAD, until)
+            self._keep(sizes, account, UPLOAD, until)
 
     def hand_over(self, sizes: Mapping[bytes, int], provider: bytes, requester: bytes, until: int) -> None:
         """Blobs that a receipt names, safely stored, are kept until an Instant and can be read by both parties. They
-        count as the requester's outputs, all of them, or where these would be too many as the provider's uploads.
+        count as the requester's outputs, whatever else there is of these, and no longer as the provider's uploads,
+        unless the provider keeps them longer for an order of its own.
         """
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._add(sizes)
-            if self._has_room_for_outputs(sizes, requester):
-                self._give(sizes, requester, OUTPUT, until)
-                self._give(sizes, provider, RIGHT, until)
-                query = "UPDATE custody SET held = 0 WHERE digest = ? AND account = ? AND held = 1"
-                self._connection.executemany(query, [(digest, provider) for digest in sizes])
-            else:
-                self._give(sizes, provider, UPLOAD, until)
-                self._give(sizes, requester, RIGHT, until)
+            self._keep(sizes, requester, OUTPUT, until)
+            self._permit(sizes, provider, until, sent=True)
+            query = "DELETE FROM custody WHERE digest = ? AND account = ? AND held = ? AND until <= ?"
+            self._connection.executemany(query, [(digest, provider, UPLOAD, until) for digest in sizes])
 
-    def _has_room_for_outputs(self, sizes: Mapping[bytes, int], account: bytes) -> bool:
-        """What is held as output already does not count twice."""
-        query = "SELECT 1 FROM custody WHERE digest = ? AND account = ? AND held = ?"
-        new = [
-            size
-            for digest, size in sizes.items()
-            if self._connection.execute(query, (digest, account, OUTPUT)).fetchone() is None
-        ]
+    def check_outputs(self, account: bytes) -> None:
+        """Raise `Refused` (`order.outputs`) where outputs fill the account's share: it places no further orders."""
         held, number = self._get_totals(account, OUTPUT)
-        return held + sum(new) <= self._quota and number + len(new) <= MAX_BLOBS
+        if held >= self._quota or number >= MAX_BLOBS:
+            text = (
+                f"{held} bytes of results of earlier orders are kept for this account, of {self._quota} that it may "
+                "have here; order again once their retention has ended"
+            )
+            raise Refused(text, rule="order.outputs")
 
     def _add(self, sizes: Mapping[bytes, int]) -> None:
         for row in sizes.items():
@@ -188,61 +203,76 @@ class Custody:
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def extend(self, digests: Iterable[bytes], account: bytes, until: int) -> None:
-        """Keep what an account holds at least until an Instant."""
-        self._write(digests, account, UPLOAD, until)
+        """Keep what an account holds or may read at least until an Instant. What it did not hold counts against its
+        quota; raises `Refused` (`blob.quota`), then nothing has changed.
+        """
+        named = [digest for digest in dict.fromkeys(digests) if self.get_size(digest, account) is not None]
+        sizes = [size for digest in named if (size := self._find(digest, account, f"NOT {_HOLDS}")) is not None]
+        if sizes:
+            self._check_room(account, sum(sizes), len(sizes))
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._keep(named, account, UPLOAD, until)
 
     def renew(self, digest: bytes, account: bytes, until: int) -> int | None:
-        """Size of a blob that the account may read, None where there is none; what it holds itself is kept at least
-        until an Instant.
+        """Size of a blob that the account need not send again, None where it has to: what it may only read it has not
+        shown to have. What it holds is kept at least until an Instant.
         """
-        size = self.get_size(digest, account)
+        size = self._find(digest, account, f"({_HOLDS} OR {_SENT})")
         if size is not None:
-            query = "UPDATE custody SET until = max(until, ?) WHERE digest = ? AND account = ? AND held > 0"
+            query = "UPDATE custody SET until = max(until, ?) WHERE digest = ? AND account = ?"
             self._connection.execute(query, (until, digest, account))
         return size
 
     def grant(self, digests: Iterable[bytes], account: bytes, until: int) -> None:
-        """Let an account read blobs until an Instant; it does not count against its quota."""
-        self._write(digests, account, RIGHT, until)
+        """Let an account read blobs until an Instant, while somebody holds them; this counts against no quota."""
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._permit(digests, account, until, sent=False)
 
     def get_size(self, digest: bytes, account: bytes) -> int | None:
         """Size of a blob that the account may read; None where it may not, or there is none."""
-        query = "SELECT size FROM custody JOIN blobs USING (digest) WHERE digest = ? AND account = ?"
-        row = self._connection.execute(query, (digest, account)).fetchone()
+        return self._find(digest, account, f"({_HOLDS} OR {_READS})")
+
+    def _find(self, digest: bytes, account: bytes, condition: str) -> int | None:
+        query = f"SELECT size FROM blobs WHERE digest = :digest AND {condition}"
+        row = self._connection.execute(query, {"digest": digest, "account": account}).fetchone()
         return int(row[0]) if row else None
 
-    def check_held(self, digests: Sequence[bytes], account: bytes) -> int:
-        """Sum of the sizes of blobs that all are there for this account; raises `Refused` (`blob.missing`) naming the
-        first that is not.
+    def measure_sent(self, digests: Iterable[bytes], account: bytes) -> dict[bytes, int]:
+        """Sizes of blobs that this account holds or has sent; raises `Refused` (`blob.missing`) naming the first that
+        it has not: else a receipt might name what its provider may only read.
         """
-        total = 0
-        for digest in digests:
-            size = self.get_size(digest, account)
+        sizes = {digest: self._find(digest, account, f"({_HOLDS} OR {_SENT})") for digest in digests}
+        for digest, size in sizes.items():
             if size is None:
                 raise Refused(f"{show_digest(digest)} was not uploaded by this account", rule="blob.missing")
-            total += size
-        return total
+        return {digest: size for digest, size in sizes.items() if size is not None}
 
     def sweep(self, now: int) -> list[bytes]:
-        """Forget what has run out; returns digests whose bytes nobody needs any more."""
+        """Forget what has run out; returns digests whose bytes nobody holds any more."""
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("DELETE FROM custody WHERE until < ?", (now,))
             query = "SELECT digest, size FROM blobs WHERE digest NOT IN (SELECT digest FROM custody)"
             gone = self._connection.execute(query).fetchall()
             self._connection.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest, _ in gone])
+            # Rights end with the bytes: who sends these again later has not given them to anybody.
+            self._connection.executemany("DELETE FROM rights WHERE digest = ?", [(digest,) for digest, _ in gone])
+            self._connection.execute("DELETE FROM rights WHERE until < ?", (now,))
         self._total -= sum(size for _, size in gone)
         return [bytes(digest) for digest, _ in gone]
 
-    def _write(self, digests: Iterable[bytes], account: bytes, held: int, until: int) -> None:
-        with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._give(digests, account, held, until)
-
-    def _give(self, digests: Iterable[bytes], account: bytes, held: int, until: int) -> None:
-        rows = [(digest, account, held, min(until, MAX_INT)) for digest in digests]
+    def _keep(self, digests: Iterable[bytes], account: bytes, held: int, until: int) -> None:
         self._connection.executemany(
             "INSERT INTO custody VALUES (?, ?, ?, ?) ON CONFLICT (digest, account) "
             "DO UPDATE SET held = max(held, excluded.held), until = max(until, excluded.until)",
-            rows,
+            [(digest, account, held, min(until, MAX_INT)) for digest in digests],
+        )
+
+    def _permit(self, digests: Iterable[bytes], account: bytes, until: int, *, sent: bool) -> None:
+        self._connection.executemany(
+            "INSERT INTO rights SELECT digest, ?, ?, ? FROM blobs WHERE digest = ? ON CONFLICT (digest, account) "
+            "DO UPDATE SET sent = max(sent, excluded.sent), until = max(until, excluded.until)",
+            [(account, int(sent), min(until, MAX_INT), digest) for digest in digests],
         )

@@ -15,11 +15,13 @@ from typing import Any, assert_never
 
 from broker.auction.admission import (
     EMPTY,
+    Acceptable,
     House,
     Means,
     check_acceptance,
     check_cancellation,
     check_delivery,
+    check_sizes,
     check_submission,
     compute_delivery_id,
     list_delivered_blobs,
@@ -187,7 +189,8 @@ class Desk:
         if not isinstance(job, LiveJob):
             raise Refused("the job is over", rule="auction.open")
         check_cancellation(self._parts.house.chain, job.auction.order, order_id, signed)
-        self._post(job, Cancelled(signed))
+        if not job.auction.cancelled:
+            self._post(job, Cancelled(signed))
 
     async def accept(self, account: bytes, lease: bytes, signed: Signed[Acceptance]) -> None:
         """Pass an acceptance on."""
@@ -195,8 +198,10 @@ class Desk:
         if account not in (job.requester, job.watcher):
             raise Refused("not your lease", rule="lease.party")
         job, lot = _get_live(job, lease)
-        check_acceptance(self._parts.house.chain, job.auction.order, lease, lot.receipts, signed)
-        self._post(job, AcceptanceArrived(signed))
+        acceptable = Acceptable(lot.ranges, lot.accepted)
+        check_acceptance(self._parts.house.chain, job.auction.order, lease, acceptable, signed)
+        if signed not in lot.accepted:
+            self._post(job, AcceptanceArrived(signed))
 
     async def estimate(self, account: bytes, enquiry: Enquiry) -> Estimate:
         """What the market would say to an order, for an account with a balance."""
@@ -237,7 +242,7 @@ class Desk:
         if account != job.leases[lease]:
             raise Refused("only the lease's provider delivers", rule="lease.party")
         receipt = compute_delivery_id(chain, delivery)
-        given = job.find_storage(chain, receipt)
+        given = job.find_storage(receipt)
         if given is not None:
             return given
         job, lot = _get_live(job, lease)
@@ -248,8 +253,9 @@ class Desk:
             raise Unavailable(f"{MAX_RECORDS} records are in memory; try later", rule="delivery.busy")
         named = list_delivered_blobs(kept)
         await self.store_inline(account, delivery.blobs, named)
-        size = self._parts.custody.check_held(named, account)
-        self._post(job, DeliveryArrived(lease, kept, size))
+        sizes = self._parts.custody.measure_sent(named, account)
+        check_sizes(job.auction.spec, lot.part.count, kept, sizes)
+        self._post(job, DeliveryArrived(lease, kept, sum(sizes.values())))
         storage = lot.receipts.get(receipt)
         if storage is None:
             raise Refused("the lease ended, or another receipt came first", rule="lease.over")
@@ -312,6 +318,7 @@ class Desk:
             raise Unavailable(f"{MAX_LIVE} orders are live; try later", rule="order.busy")
         if sum(job.requester == account for job in self.live.values()) >= MAX_LIVE_EACH:
             raise Unavailable(f"{MAX_LIVE_EACH} orders of this account are live; try later", rule="order.busy")
+        self._parts.custody.check_outputs(account)
 
     async def _check_funds(self) -> None:
         ledger = self._parts.ledger
@@ -326,7 +333,9 @@ class Desk:
     def _check_inputs(self, spec: JobSpec, account: bytes) -> None:
         custody = self._parts.custody
         for digest, size in ((spec.code, spec.code_bytes), (spec.inputs, spec.input_bytes)):
-            held = 0 if digest == EMPTY else custody.check_held([digest], account)
+            held = 0 if digest == EMPTY else custody.get_size(digest, account)
+            if held is None:
+                raise Refused(f"{show_digest(digest)} was not uploaded by this account", rule="blob.missing")
             if held != size:
                 why = f"{show_digest(digest)} has {held} bytes, the job spec says {size}"
                 raise Refused(why, rule="order.blobs")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -19,7 +19,7 @@ from broker.auction.machine import Auction
 from broker.protocol.api import Accepted, Advanced, Delivered, Ended, Events, JobEvent, JobSummary
 from chain.base.codec import encode
 from chain.base.keys import Signed
-from chain.ledger.terms.work import Acceptance, StorageReceipt, compute_receipt_id
+from chain.ledger.terms.work import Acceptance, StorageReceipt
 from chain.runtime.driver import Driver
 
 PAGE_BYTES = 256 << 10
@@ -51,7 +51,14 @@ CREATE TABLE IF NOT EXISTS leases (
     lease BLOB PRIMARY KEY, job BLOB NOT NULL, provider BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS leases_job ON leases (job);
+CREATE TABLE IF NOT EXISTS papers (
+    name BLOB PRIMARY KEY, job BLOB NOT NULL, paper BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS papers_job ON papers (job);
 CREATE INDEX IF NOT EXISTS archive_requester ON archive (requester, posted);
+"""
+"""`papers` are what providers of jobs that are over ask for: a storage receipt by the id of its receipt, the newest
+acceptance by its lease. Both are in the documents too, which may be 65,536 records to decode.
 """
 
 
@@ -72,17 +79,13 @@ class Job:
         """How it ended, or the kind of the newest document."""
         return name_state(self.documents)
 
-    def find_storage(self, chain_id: bytes, receipt: bytes) -> Signed[StorageReceipt] | None:
-        """Our storage receipt for a receipt that was delivered before."""
-        for one in self.documents:
-            if isinstance(one, Delivered) and compute_receipt_id(chain_id, one.delivery.receipt.body) == receipt:
-                return one.storage
-        return None
+    def find_storage(self, receipt: bytes) -> Signed[StorageReceipt] | None:
+        """Our storage receipt for a receipt (its id) that was delivered before; goes through no documents."""
+        raise NotImplementedError
 
     def find_acceptance(self, lease: bytes) -> Signed[Acceptance] | None:
-        """The newest acceptance of a lease."""
-        accepted = (one.acceptance for one in reversed(self.documents) if isinstance(one, Accepted))
-        return next((one for one in accepted if one.body.lease == lease), None)
+        """The newest acceptance of a lease; goes through no documents."""
+        raise NotImplementedError
 
     def read(self, after: int) -> Events:
         """A page of what lies behind the cursor."""
@@ -117,13 +120,13 @@ class LiveJob(Job):
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def find_storage(self, chain_id: bytes, receipt: bytes) -> Signed[StorageReceipt] | None:
-        """As for a job that is over, without going through all documents."""
+    def find_storage(self, receipt: bytes) -> Signed[StorageReceipt] | None:
+        """Our storage receipt for a receipt that was delivered before."""
         found = (lot.receipts.get(receipt) for lot in self.auction.lots.values())
         return next((storage for storage in found if storage is not None), None)
 
     def find_acceptance(self, lease: bytes) -> Signed[Acceptance] | None:
-        """As for a job that is over, without going through all documents."""
+        """The newest acceptance of a lease."""
         lot = self.auction.lots.get(lease)
         return lot.acceptance if lot is not None else None
 
@@ -200,8 +203,11 @@ class OldJob(Job):
     ids of orders and leases stand on the chain for everybody.
     """
 
-    def __init__(self, order_id: bytes, load: Callable[[], Sequence[JobEvent]]) -> None:
+    def __init__(
+        self, order_id: bytes, load: Callable[[], Sequence[JobEvent]], find_paper: Callable[[bytes], bytes | None]
+    ) -> None:
         self._load = load
+        self._find_paper = find_paper
         self._loaded: Sequence[JobEvent] | None = None
         super().__init__(order_id)
 
@@ -217,6 +223,16 @@ class OldJob(Job):
         """They are the archive's."""
         self._loaded = None
 
+    def find_storage(self, receipt: bytes) -> Signed[StorageReceipt] | None:
+        """One row is looked up, whether it is there or not."""
+        paper = self._find_paper(receipt)
+        return msgspec.msgpack.decode(paper, type=Signed[StorageReceipt]) if paper else None
+
+    def find_acceptance(self, lease: bytes) -> Signed[Acceptance] | None:
+        """As `find_storage`."""
+        paper = self._find_paper(lease)
+        return msgspec.msgpack.decode(paper, type=Signed[Acceptance]) if paper else None
+
 
 class Archive:
     """Documents of jobs that are over."""
@@ -224,6 +240,20 @@ class Archive:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._decoder = msgspec.msgpack.Decoder(tuple[JobEvent, ...])
+        self._fill_papers()
+
+    def _fill_papers(self) -> None:
+        """Once after an earlier release, which kept them in the documents alone."""
+        if self._connection.execute("SELECT 1 FROM papers LIMIT 1").fetchone() is not None:
+            return
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for (order_id,) in self._connection.execute("SELECT job FROM archive").fetchall():
+                self._add_papers(order_id, self._load(order_id))
+
+    def _add_papers(self, order_id: bytes, documents: Sequence[JobEvent]) -> None:
+        rows = [(name, order_id, encode(paper)) for name, paper in _list_papers(documents)]
+        self._connection.executemany("INSERT OR REPLACE INTO papers VALUES (?, ?, ?)", rows)
 
     def add(self, job: Job, now: int) -> None:
         """Put a job away; again is no error."""
@@ -234,6 +264,7 @@ class Archive:
             query = "INSERT OR REPLACE INTO archive VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
             self._connection.execute(query, (*row, encode(tuple(job.documents))))
             self._connection.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", leases)
+            self._add_papers(job.order_id, job.documents)
 
     def find(self, order_id: bytes) -> Job | None:
         """A job by its order."""
@@ -241,7 +272,7 @@ class Archive:
         row = self._connection.execute(f"SELECT {names} FROM archive WHERE job = ?", (order_id,)).fetchone()
         if row is None:
             return None
-        job = OldJob(order_id, partial(self._load, order_id))
+        job = OldJob(order_id, partial(self._load, order_id), partial(self._find_paper, order_id))
         job.requester, job.watcher, job.title, job.posted = row
         query = "SELECT lease, provider FROM leases WHERE job = ?"
         job.leases = dict(self._connection.execute(query, (order_id,)).fetchall())
@@ -250,6 +281,11 @@ class Archive:
     def _load(self, order_id: bytes) -> tuple[JobEvent, ...]:
         row = self._connection.execute("SELECT documents FROM archive WHERE job = ?", (order_id,)).fetchone()
         return self._decoder.decode(row[0]) if row else ()
+
+    def _find_paper(self, order_id: bytes, name: bytes) -> bytes | None:
+        query = "SELECT paper FROM papers WHERE name = ? AND job = ?"
+        row = self._connection.execute(query, (name, order_id)).fetchone()
+        return bytes(row[0]) if row else None
 
     def find_lease(self, lease: bytes) -> Job | None:
         """A job by one of its leases."""
@@ -267,4 +303,14 @@ class Archive:
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("DELETE FROM archive WHERE ended < ?", (ended_before,))
-            self._connection.execute("DELETE FROM leases WHERE job NOT IN (SELECT job FROM archive)")
+            for table in ("leases", "papers"):
+                self._connection.execute(f"DELETE FROM {table} WHERE job NOT IN (SELECT job FROM archive)")
+
+
+def _list_papers(documents: Sequence[JobEvent]) -> Iterator[tuple[bytes, Signed[StorageReceipt] | Signed[Acceptance]]]:
+    """By their names, the newest last."""
+    for one in documents:
+        if isinstance(one, Delivered):
+            yield one.storage.body.receipt, one.storage
+        if isinstance(one, Accepted):
+            yield one.acceptance.body.lease, one.acceptance

@@ -55,6 +55,7 @@ STATUS = {
     "blob.inline": 413,
     "codec.size": 413,
     "blob.quota": 429,
+    "order.outputs": 429,
     "blob.unknown": 404,
     "job.unknown": 404,
     "lease.unknown": 404,

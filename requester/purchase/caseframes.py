@@ -69,7 +69,7 @@ RULES: dict[PartName, PartRule] = {
     PartName.LEASE: PartRule(MAX_PART_BYTES, kept=True),
     PartName.RECORDS: PartRule(MAX_PART_BYTES, kept=True),
     PartName.PROVENANCE: PartRule(160 << 20, kept=True),  # 147 bytes for each of 2^20 segments in one lease
-    PartName.ERROR: PartRule(1 << 20),  # `deliveries.MAX_ERROR_BYTES`
+    PartName.ERROR: PartRule(1 << 20),  # `broker.protocol.jobs.MAX_ERROR_BYTES`
     PartName.LOG: PartRule(_MAX_BLOB_BYTES),  # logs, outputs and inputs have the job's own limits, checked later;
     PartName.CODE: PartRule(_MAX_BLOB_BYTES),  # they are hashed as they pass
     PartName.INPUT: PartRule(_MAX_BLOB_BYTES),

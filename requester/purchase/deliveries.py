@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
-from broker.protocol.jobs import JobSpec, compute_log_limit
+from broker.protocol.jobs import LOG_MARGIN, MAX_ERROR_BYTES, JobSpec, compute_log_limit
 from broker.protocol.provenance import compute_provenance_limit
 from chain.base.codec import encode
 from chain.base.hashing import Tag, compute_digest
@@ -34,14 +34,8 @@ from requester.purchase.checking import Blame, Check, is_signed_by
 EMPTY = compute_digest(b"")
 """Digest of the empty blob: what a record names where there is no error, or a receipt where there is no log."""
 
-MAX_ERROR_BYTES = 1 << 20
-"""Largest traceback that is taken."""
-
 MAX_LATE_MS = 60_000
 """How far behind deadline and grace the clock of a provider may say that it finished."""
-
-LOG_MARGIN = 4_096
-"""Bytes by which a log may pass its limit: the notice that says it was cut."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from broker.auction.admission import (
+    MAX_ACCEPTANCES,
     MAX_AUCTION,
     MAX_DEADLINE,
     MAX_SEGMENTS,
+    Acceptable,
     Means,
     check_acceptance,
     check_cancellation,
@@ -173,7 +175,39 @@ WATCHED = replace(ORDER, watcher=STRANGER.key)
     ids=["requester", "watcher", "stranger", "provider", "unknown receipt", "another lease", "forged"],
 )
 def test_acceptances(order: Any, acceptance: Any, rule: str) -> None:
-    refuse(rule, check_acceptance, CHAIN, order, LEASE, (RECEIPT,), acceptance)
+    refuse(rule, check_acceptance, CHAIN, order, LEASE, Acceptable({RECEIPT: Span(0, 1)}, ()), acceptance)
+
+
+@pytest.mark.parametrize(
+    ("spans", "rule"),
+    [
+        ([(4, 6)], ""),
+        ([], ""),
+        ([(4, 1), (5, 1), (8, 2)], ""),
+        ([(4, 7)], "R7.range"),
+        ([(1_000_000, 1)], "R7.range"),
+        ([(3, 2)], "R7.spans"),
+        ([(4, 2), (5, 1)], "R7.spans"),
+        ([(6, 1), (4, 1)], "R7.spans"),
+        ([(4, 0)], "R7.spans"),
+    ],
+)
+def test_only_segments_of_the_receipt_are_accepted(spans: list[tuple[int, int]], rule: str) -> None:
+    """R7: what the chain would refuse is neither stored nor passed on."""
+    acceptance = make_acceptance(GOOD, segments=tuple(Span(*one) for one in spans))
+    refuse(rule, check_acceptance, CHAIN, ORDER, LEASE, Acceptable({RECEIPT: Span(4, 6)}, ()), acceptance)
+
+
+def test_a_lease_has_so_many_acceptances_and_no_more() -> None:
+    """Each stays until the job is over; one that is here may be said again."""
+    made = [
+        make_acceptance(GOOD, segments=tuple(Span(2 * place, 1) for place in range(number)))
+        for number in range(MAX_ACCEPTANCES + 1)
+    ]
+    ranges = {RECEIPT: Span(0, 100)}
+    refuse("", check_acceptance, CHAIN, ORDER, LEASE, Acceptable(ranges, made[:-2]), made[-2])
+    refuse("", check_acceptance, CHAIN, ORDER, LEASE, Acceptable(ranges, made[:-1]), made[0])
+    refuse("acceptance.many", check_acceptance, CHAIN, ORDER, LEASE, Acceptable(ranges, made[:-1]), made[-1])
 
 
 @pytest.mark.parametrize(

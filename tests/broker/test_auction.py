@@ -373,6 +373,10 @@ def test_an_acceptance_needs_a_receipt_and_is_passed_on_once() -> None:
     play.deliver()
     assert kinds(play.tell(acceptance)) == [PassAcceptance, Accepted]
     assert play.tell(acceptance) == []
+    other = AcceptanceArrived(make_acceptance(play.delivery(), segments=()))
+    assert kinds(play.tell(other)) == [PassAcceptance, Accepted]
+    assert play.tell(acceptance) == []
+    assert play.lot().acceptance == other.acceptance
 
 
 @pytest.mark.parametrize("state", ["open", "called", "cancelling", "delivered", "disputed", *sorted(ENDS)])

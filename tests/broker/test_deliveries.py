@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from broker.auction import admission
-from broker.auction.admission import EMPTY, Agreed, HandedIn, check_delivery, list_delivered_blobs
+from broker.auction.admission import EMPTY, Agreed, HandedIn, check_delivery, check_sizes, list_delivered_blobs
 from broker.auction.events import DeliveryArrived, StoreStorageReceipt
 from broker.protocol.api import Delivered, Delivery
+from broker.protocol.jobs import LOG_MARGIN, MAX_ERROR_BYTES, MAX_LOG_BYTES
+from broker.protocol.provenance import compute_provenance_limit
 from chain.base.errors import Refused
 from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import verify
@@ -38,6 +40,7 @@ from tests.broker.world import (
     make_delivery,
     make_order,
     make_records,
+    make_spec,
     sign_delivery,
 )
 
@@ -127,6 +130,7 @@ HOSTILE: list[tuple[str, int, Any, str]] = [
     ("a record of another provider", 0, lambda: sign(change(1, provider=STRANGER.key)), "R5.record"),
     ("a failed one amid", 0, lambda: sign(change(1, cause=Cause.OOM)), "R9.cause"),
     ("a failed one before the last", 2, lambda: sign(change(3, cause=Cause.OOM), 2), "R9.cause"),
+    ("an error text of what went well", 0, lambda: sign(change(1, error=bytes(32))), "R9.error"),
     ("another cause", 0, lambda: sign(records(), cause=Cause.OOM), "R5.cause"),
     ("the host's fault", 0, lambda: sign(records(4, cause=Cause.HOST), **FINAL), "R5.cause"),
     ("a prefix that names a log", 0, lambda: sign(records(2), log=compute_digest(LOG)), "R5.log"),
@@ -219,6 +223,41 @@ def test_blobs_of_a_delivery_are_all_that_it_names_but_the_empty_one() -> None:
     assert set(list_delivered_blobs(GOOD)) == whole
     assert set(list_delivered_blobs(sign(records(2)))) == {compute_digest(OUTPUT)}
     assert compute_digest(CODE) not in list_delivered_blobs(GOOD)
+
+
+TRACEBACK = compute_digest(b"a traceback")
+FAILED = sign(records(error=TRACEBACK, cause=Cause.PROGRAM))
+
+
+@pytest.mark.parametrize(
+    ("named", "limit", "rule"),
+    [
+        (OUTPUT, 1_000, "delivery.output"),
+        (b"a traceback", MAX_ERROR_BYTES, "delivery.error"),
+        (LOG, 5 * 300 + LOG_MARGIN, "delivery.log"),
+        (PROVENANCE, compute_provenance_limit(5), "delivery.provenance"),
+    ],
+)
+def test_what_is_kept_keeps_to_the_limits_of_the_order(named: bytes, limit: int, rule: str) -> None:
+    """It counts as the requester's, who would refuse it: one limit for the requester's checks and the broker's."""
+    limits = replace(make_spec().resources, output_bytes=1_000, log_bytes=300)
+    spec, sizes = make_spec(resources=limits), dict.fromkeys(list_delivered_blobs(FAILED), 1)
+    check_sizes(spec, AWARD.count, FAILED, {**sizes, compute_digest(named): limit})
+    with pytest.raises(Refused, match=str(limit)) as refused:
+        check_sizes(spec, AWARD.count, FAILED, {**sizes, compute_digest(named): limit + 1})
+    assert refused.value.rule == rule
+
+
+def test_the_log_of_a_long_lease_is_bounded_as_a_whole() -> None:
+    sizes = {**dict.fromkeys(list_delivered_blobs(GOOD), 1), compute_digest(LOG): MAX_LOG_BYTES + LOG_MARGIN}
+    check_sizes(make_spec(), 1_000, GOOD, sizes)
+    with pytest.raises(Refused) as refused:
+        check_sizes(make_spec(), 1_000, GOOD, {**sizes, compute_digest(LOG): MAX_LOG_BYTES + LOG_MARGIN + 1})
+    assert refused.value.rule == "delivery.log"
+
+
+def test_a_prefix_without_log_and_errors_keeps_to_its_limits() -> None:
+    check_sizes(make_spec(), AWARD.count, sign(records(2)), {compute_digest(OUTPUT): 1})
 
 
 # What is signed for them

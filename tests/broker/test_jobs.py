@@ -1,4 +1,4 @@
-"""Pages of events behind a cursor, the archive, custody of blobs, the directory of offers."""
+"""Pages of events behind a cursor, the archive, the directory of offers."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from broker.auction.events import AcceptanceArrived
 from broker.auction.machine import Auction
-from broker.protocol.api import MAX_BODY_BYTES, Advanced, Announced, Ended, Events, JobEvent
-from broker.service import custody as custody_module
+from broker.protocol.api import MAX_BODY_BYTES, Advanced, Announced, Delivered, Ended, Events, JobEvent
 from broker.service import directory as directory_module
 from broker.service import jobs as jobs_module
 from broker.service.blobs import BlobStore
-from broker.service.custody import OUTPUT, UPLOAD, Custody
 from broker.service.directory import SKEW_MS, Directory
 from broker.service.jobs import Archive, Job, LiveJob, page
 from broker.service.node import STORE_KIND, STORE_VERSION, open_stores
 from broker.service.settings import BrokerSettings
 from chain.base.codec import decode, encode
-from chain.base.errors import Refused, Unavailable
+from chain.base.errors import Refused
 from chain.base.hashing import compute_digest
 from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.terms.work import SegmentRecord, Span
 from chain.runtime.database import open_database
-from tests.broker.play import make_map
-from tests.broker.world import BROKER, HOUSE, NOW, PROVIDERS, REQUESTER, STRANGER, make_offer
+from tests.broker.play import Play, make_map, start_train
+from tests.broker.world import BROKER, HOUSE, NOW, PROVIDERS, REQUESTER, STRANGER, make_acceptance, make_offer
 
 A, B = compute_digest(b"a"), compute_digest(b"b")
 LEASE = b"l" * 32
@@ -148,6 +147,50 @@ def test_documents_are_read_for_those_who_may_have_them(monkeypatch: pytest.Monk
     assert loads == [found.order_id]
 
 
+def forbid(order_id: bytes) -> tuple[JobEvent, ...]:
+    raise AssertionError("documents are decoded")
+
+
+def make_papers() -> tuple[Job, Play]:
+    """A job with two storage receipts and two acceptances."""
+    play = start_train(20)
+    for count in (3, 20):
+        play.hand_in(count)
+    [part, whole] = [one.delivery for one in play.auction.news if isinstance(one, Delivered)]
+    for delivery in (part, whole):
+        play.tell(AcceptanceArrived(make_acceptance(delivery)))
+    job = make_job(1)
+    job.documents, job.leases = play.auction.news, {play.lease(): PROVIDERS[0].key}
+    return job, play
+
+
+@pytest.mark.parametrize("release", ["this", "earlier"])
+def test_what_providers_ask_of_a_job_that_is_over_decodes_no_documents(
+    monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    """A request of some bytes, at will, would else hold up everybody while 65,536 records are decoded."""
+    job, play = make_papers()
+    rows = connect(jobs_module.SCHEMA)
+    archive = Archive(rows)
+    archive.add(job, NOW)
+    archive.add(make_job(2), NOW)
+    if release == "earlier":
+        rows.execute("DELETE FROM papers")
+        archive = Archive(rows)
+    monkeypatch.setattr(archive, "_load", forbid)
+    found, other = archive.find_lease(play.lease()), archive.find(bytes([2]) * 32)
+    assert found is not None and other is not None
+    receipts = play.lot().receipts
+    assert len(receipts) == 2
+    assert {receipt: found.find_storage(receipt) for receipt in receipts} == receipts
+    assert found.find_acceptance(play.lease()) == play.lot().acceptance is not None
+    for job, name in ((found, bytes(32)), (other, next(iter(receipts))), (other, play.lease())):
+        assert job.find_storage(name) is None
+        assert job.find_acceptance(name) is None
+    archive.sweep(NOW + 1)
+    assert rows.execute("SELECT count(*) FROM papers").fetchone() == (0,)
+
+
 def test_a_store_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
     """One that knows one lease per order is not read on trust."""
     settings = BrokerSettings(home=str(tmp_path))
@@ -192,174 +235,6 @@ def test_a_page_of_full_deliveries_can_be_decoded() -> None:
         decoded = decode(encode(replace(got, blobs=blobs)), Events, max_bytes=MAX_BODY_BYTES)
         seen, after = [*seen, *decoded.items], got.next
     assert seen == play.auction.news
-
-
-def make_custody(quota: int = 100, capacity: int = 1_000) -> Custody:
-    return Custody(connect(custody_module.SCHEMA), quota, capacity)
-
-
-def test_holds_count_and_rights_do_not() -> None:
-    custody = make_custody()
-    custody.hold({A: 60}, REQUESTER.key, NOW)
-    custody.grant([A], STRANGER.key, NOW)
-    assert (custody.compute_held(REQUESTER.key), custody.compute_held(STRANGER.key)) == (60, 0)
-    assert custody.get_size(A, STRANGER.key) == 60
-    assert custody.get_size(A, PROVIDERS[0].key) is None
-    custody.hold({A: 60}, STRANGER.key, NOW)
-    assert custody.compute_held(STRANGER.key) == 60
-
-
-def count_steps(custody: Custody, ask: Any) -> int:
-    """Steps of SQLite's machine for a question."""
-    steps = [0]
-
-    def step() -> int:
-        steps[0] += 1
-        return 0
-
-    custody._connection.set_progress_handler(step, 1)
-    ask()
-    custody._connection.set_progress_handler(None, 1)
-    return steps[0]
-
-
-def test_what_an_account_holds_is_told_at_once_however_many_blobs_it_has() -> None:
-    """Each upload asks: else a thousand parcels of single bytes would make every later request cost seconds."""
-    custody = make_custody(quota=1 << 30)
-    few = count_steps(custody, lambda: custody.compute_held(REQUESTER.key))
-    custody.hold({bytes([n >> 8, n & 255]) * 16: 1 for n in range(5_000)}, REQUESTER.key, NOW)
-    assert count_steps(custody, lambda: custody.compute_held(REQUESTER.key)) <= few + 10
-    assert custody.compute_held(REQUESTER.key) == 5_000
-
-
-def test_the_number_of_blobs_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(custody_module, "MAX_BLOBS", 2)
-    custody = make_custody()
-    custody.hold({A: 1}, REQUESTER.key, NOW)
-    with custody.room(REQUESTER.key, 1):
-        custody.hold({B: 0}, REQUESTER.key, NOW)
-    with pytest.raises(Refused, match="2 blobs") as refused, custody.room(REQUESTER.key, 0):
-        pass
-    assert refused.value.rule == "blob.quota"
-    with custody.room(STRANGER.key, 1):
-        pass
-
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["hold", "hand over", "grant", "extend", "renew", "sweep", "start"]),
-        st.sampled_from([REQUESTER.key, STRANGER.key]),
-        st.sampled_from([A, B]),
-        st.integers(NOW, NOW + 5),
-    ),
-    max_size=25,
-)
-
-
-@given(STEPS)
-def test_the_totals_are_the_sum_of_what_is_held(steps: list[tuple[str, bytes, bytes, int]]) -> None:
-    """Also of a broker that was started again in between."""
-    rows = connect(custody_module.SCHEMA)
-    quota = 66  # not both as outputs
-    custody, sizes = Custody(rows, quota, 10**6), {A: 60, B: 7}
-    query = "SELECT coalesce(sum(size), 0) FROM custody JOIN blobs USING (digest) WHERE account = ? AND held = ?"
-    for action, account, digest, time in steps:
-        match action:
-            case "hold":
-                custody.hold({digest: sizes[digest]}, account, time)
-            case "hand over":
-                custody.hand_over({digest: sizes[digest]}, account, STRANGER.key, time)
-            case "grant":
-                custody.grant([digest], account, time)
-            case "extend" if custody.get_size(digest, account) is not None:
-                custody.extend([digest], account, time)
-            case "renew":
-                custody.renew(digest, account, time)
-            case "sweep":
-                custody.sweep(time)
-            case "start":
-                fresh = connect("")
-                rows.execute("DROP TABLE account_totals")
-                rows.backup(fresh)
-                rows, custody = fresh, Custody(fresh, quota, 10**6)
-            case _:
-                pass
-        for key in (REQUESTER.key, STRANGER.key):
-            for held in (UPLOAD, OUTPUT):
-                assert custody.compute_held(key, held) == rows.execute(query, (key, held)).fetchone()[0]
-            assert custody.compute_held(key, OUTPUT) <= quota
-
-
-def test_what_a_receipt_names_leaves_its_providers_quota() -> None:
-    """Else large jobs would fill it, and an honest provider could not hand in and would be fined."""
-    custody, provider = make_custody(quota=100), PROVIDERS[0].key
-    custody.hold({A: 60}, REQUESTER.key, NOW + 5)
-    custody.hold({B: 70}, provider, NOW)
-    custody.hand_over({B: 70}, provider, REQUESTER.key, NOW + 9)
-    assert (custody.compute_held(provider), custody.compute_held(provider, OUTPUT)) == (0, 0)
-    assert (custody.compute_held(REQUESTER.key), custody.compute_held(REQUESTER.key, OUTPUT)) == (60, 70)
-    custody.hand_over({B: 70}, provider, REQUESTER.key, NOW + 9)  # said again after a power cut
-    assert custody.compute_held(REQUESTER.key, OUTPUT) == 70
-    with custody.room(provider, 100), custody.room(REQUESTER.key, 40):
-        pass
-    custody.sweep(NOW + 9)
-    for reader in (provider, REQUESTER.key):
-        assert custody.get_size(B, reader) == 70
-    assert custody.sweep(NOW + 10) == [B]
-
-
-def test_outputs_beyond_their_requesters_share_stay_their_providers() -> None:
-    custody, provider = make_custody(quota=100), PROVIDERS[0].key
-    custody.hand_over({A: 60}, provider, REQUESTER.key, NOW)
-    custody.hand_over({B: 41}, provider, REQUESTER.key, NOW)
-    assert (custody.compute_held(provider), custody.compute_held(REQUESTER.key, OUTPUT)) == (41, 60)
-    assert custody.get_size(B, REQUESTER.key) == 41
-    with custody.room(REQUESTER.key, 100):  # a provider fills no requester's room for uploads
-        pass
-
-
-def test_what_a_provider_holds_as_its_own_outputs_stays_so() -> None:
-    """Who sells may also buy: the same bytes may be its result, and its goods."""
-    custody, both = make_custody(), PROVIDERS[0].key
-    custody.hand_over({A: 60}, STRANGER.key, both, NOW)
-    custody.hand_over({A: 60}, both, REQUESTER.key, NOW)
-    assert custody.compute_held(both, OUTPUT) == custody.compute_held(REQUESTER.key, OUTPUT) == 60
-
-
-def test_a_right_to_what_is_not_there_is_none() -> None:
-    custody = make_custody()
-    custody.grant([B], STRANGER.key, NOW)
-    assert custody.get_size(B, STRANGER.key) is None
-    with pytest.raises(Refused) as refused:
-        custody.check_held([B], STRANGER.key)
-    assert refused.value.rule == "blob.missing"
-
-
-def test_room_counts_what_is_on_its_way() -> None:
-    custody = make_custody(quota=100, capacity=150)
-    custody.hold({A: 40}, REQUESTER.key, NOW)
-    with custody.room(REQUESTER.key, 60), pytest.raises(Refused) as refused, custody.room(REQUESTER.key, 1):
-        pass
-    assert refused.value.rule == "blob.quota"
-    with custody.room(REQUESTER.key, 60), pytest.raises(Unavailable) as full, custody.room(STRANGER.key, 51):
-        pass
-    assert full.value.rule == "blob.full"
-    with custody.room(REQUESTER.key, 60):
-        pass
-
-
-def test_a_blob_goes_when_the_last_who_holds_or_reads_it_has_gone() -> None:
-    custody = make_custody(capacity=100)
-    custody.hold({A: 60}, REQUESTER.key, NOW)
-    custody.grant([A], STRANGER.key, NOW + 10)
-    custody.extend([A], REQUESTER.key, NOW - 5)
-    assert custody.sweep(NOW) == []
-    assert custody.sweep(NOW + 1) == []
-    assert custody.get_size(A, REQUESTER.key) is None
-    assert custody.get_size(A, STRANGER.key) == 60
-    assert custody.sweep(NOW + 11) == [A]
-    with custody.room(REQUESTER.key, 100):
-        pass
 
 
 def test_the_newest_offer_stands_until_it_has_run_out() -> None:

@@ -30,7 +30,7 @@ from chain.base.hashing import Tag, compute_digest
 from chain.base.keys import verify
 from chain.base.units import MICRO
 from chain.ledger.terms.agreement import Award, compute_bid_id, compute_lease_id, compute_order_id
-from chain.ledger.terms.work import Acceptance
+from chain.ledger.terms.work import Acceptance, Span
 from chain.runtime.clock import SystemClock
 from tests.broker.market import Market, Seller, eventually, follow, open_market
 from tests.broker.world import (
@@ -220,6 +220,42 @@ async def test_a_cancelled_order_is_withdrawn(tmp_path: Path) -> None:
         await market.client().cancel(REQUESTER.sign(Tag.CANCELLATION, CHAIN, body))
         assert (await seller.hear(Withdrawal)).order == order_id
         assert (await follow(market.client(), order_id, Ended))[-1].state == "withdrawn"
+
+
+def count_stored(market: Market, order_id: bytes) -> int:
+    """Events in a job's journal."""
+    return len(list(market.node.parts.journal.load(order_id.hex())))
+
+
+async def test_what_is_said_again_is_not_stored_again(tmp_path: Path) -> None:
+    """Each event is written, kept and replayed until the job is over."""
+    async with open_market(tmp_path) as market:
+        seller, requester = await market.add_seller(), market.client()
+        order_id, award = await open_lease(market, seller)
+        lease, delivery = compute_lease_id(CHAIN, award), make_delivery(award)
+        await market.client(PROVIDERS[0]).deliver(lease, delivery)
+        before = count_stored(market, order_id)
+        made = [make_acceptance(delivery, segments=spans) for spans in ((), (Span(0, 1),))]
+        for acceptance in 2 * made:
+            await requester.accept(lease, acceptance)
+        assert count_stored(market, order_id) == before + len(made)
+        for number in range(3):
+            body = Cancellation(order_id, REQUESTER.key, now() + number)
+            await requester.cancel(REQUESTER.sign(Tag.CANCELLATION, CHAIN, body))
+        assert count_stored(market, order_id) == before + len(made) + 1
+
+
+async def test_acceptances_are_refused_before_they_are_stored(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as market:
+        seller = await market.add_seller()
+        order_id, award = await open_lease(market, seller)
+        lease, delivery = compute_lease_id(CHAIN, award), make_delivery(award)
+        await market.client(PROVIDERS[0]).deliver(lease, delivery)
+        before = count_stored(market, order_id)
+        with pytest.raises(Refused) as refused:
+            await market.client().accept(lease, make_acceptance(delivery, segments=(Span(1, 1),)))
+        assert refused.value.rule == "R7.range"
+        assert count_stored(market, order_id) == before
 
 
 ORDER_ROWS: list[tuple[str, dict[str, Any], str]] = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.jobs import MAX_LOG_BYTES
+from broker.protocol.jobs import LOG_MARGIN, MAX_LOG_BYTES
 from broker.protocol.messages import Book
 from chain.base.codec import decode, encode
 from chain.base.errors import Refused
@@ -121,7 +121,7 @@ def test_each_segment_of_a_lease_may_write_its_share_of_the_log() -> None:
     world = make_train(Cause.OK, Cause.OK, Cause.PROGRAM)
     swollen("log", (3 << 20) + 60)(world)
     assert failing(deliveries.BLOB_CHECKS, world.delivery_facts) == 0
-    assert deliveries.compute_largest(world.spec, 1_000) == max(MAX_LOG_BYTES + deliveries.LOG_MARGIN, 64 << 20)
+    assert deliveries.compute_largest(world.spec, 1_000) == max(MAX_LOG_BYTES + LOG_MARGIN, 64 << 20)
 
 
 @pytest.mark.parametrize("since", [0, 1, 2])
