@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +76,9 @@ class Board:
         self._moved.set()
         self._moved = asyncio.Event()
 
-    async def moved(self) -> None:
-        """Wait until something is new."""
-        await self._moved.wait()
+    def moved(self) -> Awaitable[object]:
+        """Wait until something is new since this call, however late it is awaited."""
+        return self._moved.wait()
 
     def show(self) -> Progress:
         """The picture now."""

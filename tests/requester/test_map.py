@@ -19,6 +19,7 @@ from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.transactions import Cancel
 from requester import AsyncMarket, Hooks, JobEnded, JobFailed, MapResult, Market, News, NoBid, TrainResult, report
 from requester.client import buying, following
+from requester.client.board import Board
 from requester.client.buying import describe_pythons
 from requester.client.costs import read_cost
 from requester.client.packing import make_map, pack_function
@@ -161,6 +162,21 @@ async def test_an_output_that_is_no_value_fails_its_item_alone(fake: FakeMarket)
 
 
 # ---- as it comes ----
+
+
+async def test_what_moves_before_a_waiter_has_begun_to_wait_is_not_missed() -> None:
+    """Else a stream of results would stand still until something else moves."""
+    board = Board(3)
+    waiting = asyncio.ensure_future(board.moved())
+    board.move()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert waiting.done()
+    waiting = asyncio.ensure_future(board.moved())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_results_come_while_the_job_runs(fake: FakeMarket) -> None:
