@@ -85,9 +85,8 @@ class Choices:
         from requester.client.market import AsyncMarket  # nor a market, which is most of the time of a start
 
         settings = self.load()
-        signer = (open_key or open_signer)(
-            settings
-        )  # outside of the loop: Ctrl-C has to end the question for a passphrase
+        # Outside of the loop: Ctrl-C has to end the question for a passphrase.
+        signer = (open_key or open_signer)(settings)
 
         async def run() -> T:
             async with AsyncMarket(settings, signer) as market:
