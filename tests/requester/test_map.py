@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from chain.ledger.terms.outcome import Cause, Usage
 from chain.ledger.transactions import Cancel
 from requester import AsyncMarket, Hooks, JobEnded, JobFailed, MapResult, Market, News, NoBid, TrainResult, report
 from requester.client import buying, following
-from requester.client.board import Board
 from requester.client.buying import describe_pythons
 from requester.client.costs import read_cost
 from requester.client.packing import make_map, pack_function
@@ -162,57 +160,6 @@ async def test_an_output_that_is_no_value_fails_its_item_alone(fake: FakeMarket)
 
 
 # ---- as it comes ----
-
-
-async def test_what_moves_before_a_waiter_has_begun_to_wait_is_not_missed() -> None:
-    """Else a stream of results would stand still until something else moves."""
-    board = Board(3)
-    waiting = asyncio.ensure_future(board.moved())
-    board.move()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert waiting.done()
-    waiting = asyncio.ensure_future(board.moved())
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert not waiting.done()
-    waiting.cancel()
-
-
-async def test_results_come_while_the_job_runs(fake: FakeMarket) -> None:
-    """At least one segment is here before the next delivery: the world hands in one after the other."""
-    fake.delivers, fake.step = False, 1
-    seen: list[tuple[int, Any]] = []
-    async with AsyncMarket.connect() as market:
-        handle = await market.submit_map(square, range(5), parallelism=2, **LIMITS)
-        results = handle.results()
-        first = asyncio.ensure_future(anext(results))
-        while not fake.leases:
-            await asyncio.sleep(0)
-        job = bytes.fromhex(handle.id)
-        for world in fake.worlds[job]:
-            fake.pages |= {compute_digest(blob): blob for blob in world.blobs.values()}
-        fake.tell(job, fake.worlds[job][0].prefix(1))
-        seen.append(await first)
-        assert (handle.phase, handle.is_over, handle.progress().done) == ("running", False, 1)
-        assert handle.cost == 1_020
-        fake.deliver(job)
-        seen += [one async for one in results]
-        assert sorted(seen) == [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)]
-        assert (await handle.result()).values == [0, 1, 4, 9, 16]
-        assert handle.is_over
-
-
-async def test_the_stream_of_a_failed_map_ends_by_its_error_unless_partial(fake: FakeMarket) -> None:
-    fake.deed = Deed(cause=Cause.WALL, fails=0, values=lambda index: index)
-    for partial in (False, True):
-        async with AsyncMarket.connect() as market:
-            handle = await market.submit_map(square, range(4), parallelism=2, **LIMITS)
-            seen: list[int] = []
-            with contextlib.suppress(JobFailed) if partial else pytest.raises(JobFailed):
-                async for index, _ in handle.results(partial=partial):
-                    seen.append(index)
-            assert seen == [2, 3]
 
 
 async def test_news_of_segments_leases_metrics_and_cost(fake: FakeMarket) -> None:

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.protocol.api import INLINE_BYTES
 from broker.protocol.values import unpack
 from chain.base.errors import Refused, Unavailable
 from chain.base.units import MICRO
@@ -83,50 +82,6 @@ async def test_what_is_sent_is_the_call(fake: FakeMarket) -> None:
     spec = fake.submitted[0].spec
     assert (spec.seed, spec.title, spec.entry) == (5, "doubled", "function")
     assert unpack(fake.blobs[spec.inputs]) == ((), {"colour": "red"})
-
-
-async def test_large_inputs_are_put_before_the_order(fake: FakeMarket) -> None:
-    async with await connect() as market:
-        await market.run(len, bytes(INLINE_BYTES), cap=2)
-    assert fake.submitted[0].blobs == ()
-    assert fake.submitted[0].spec.inputs in fake.blobs
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self, now: int) -> None:
-        self.at = now
-
-    def now(self) -> int:
-        return self.at
-
-
-async def test_an_order_is_signed_behind_its_large_inputs(fake: FakeMarket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long they take: its auction closes two seconds behind the signature."""
-    signed_before: list[int] = []
-    told: list[News] = []
-    async with await connect() as market:
-        put_file, clock = market.broker.put_file, Clock(market.clock.now())
-        monkeypatch.setattr(market, "clock", clock)
-
-        async def put(*args: Any) -> None:
-            signed_before.append(len(market.store.list_jobs()))
-            clock.at += 60_000
-            await put_file(*args)
-
-        monkeypatch.setattr(market.broker, "put_file", put)
-        work = make_run(pack_function(len), (bytes(1 << 20),), {})
-        job = await market.sign(work, WISHES, Hooks(on_news=told.append))
-        assert market.store.load_documents(job).order.body.closes == clock.at + 2_000
-    assert signed_before == [0]
-    assert [(one.kind, one.job, one.text) for one in told] == [("transfer", "", "upload")]
-
-
-async def test_large_results_are_fetched(fake: FakeMarket) -> None:
-    fake.inline = False
-    async with await connect() as market:
-        assert (await market.run(double, 21, cap=2)).value == 42
 
 
 async def test_the_price_is_seen_before_anything_is_signed(fake: FakeMarket) -> None:
