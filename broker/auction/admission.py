@@ -35,6 +35,7 @@ from chain.ledger.terms.work import (
     Receipt,
     SegmentRecord,
     Span,
+    check_accepted_spans,
     compute_receipt_id,
     is_final,
 )
@@ -283,22 +284,11 @@ def check_acceptance(
         raise Refused("the acceptance is for no receipt that the broker has", rule="R7.receipt")
     if acceptance.signer not in (order.requester, order.watcher):
         raise Refused("only the requester or its watcher accepts", rule="R7.signer")
-    _check_accepted(handed.ranges[acceptance.receipt], acceptance.segments)
+    check_accepted_spans(acceptance.segments, handed.ranges[acceptance.receipt])  # a settle would be refused otherwise
     if len(handed.accepted) >= MAX_ACCEPTANCES and signed not in handed.accepted:
         text = f"{MAX_ACCEPTANCES} acceptances of this lease are here; settle with one of them"
         raise Refused(text, rule="acceptance.many")
     verify(signed, Tag.ACCEPTANCE, chain_id, acceptance.signer)
-
-
-def _check_accepted(part: Span, spans: Sequence[Span]) -> None:
-    """As the chain does (R7): a settle by spans of another kind would be refused there."""
-    position = part.first
-    for span in spans:
-        if span.first < position or span.count == 0:
-            raise Refused("accepted spans have to ascend, be disjoint and not empty", rule="R7.spans")
-        position = span.first + span.count
-    if position > part.first + part.count:
-        raise Refused(f"the receipt ends with segment {part.first + part.count - 1}", rule="R7.range")
 
 
 def compute_delivery_id(chain_id: bytes, delivery: Delivery) -> bytes:

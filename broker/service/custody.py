@@ -70,14 +70,11 @@ CREATE TEMP TABLE account_totals (
     PRIMARY KEY (account, held)
 ) STRICT, WITHOUT ROWID;
 INSERT INTO account_totals
-    SELECT account, held, sum(size), count(*) FROM custody JOIN blobs USING (digest) WHERE held > 0
-    GROUP BY account, held;
-CREATE TEMP TRIGGER hold_new AFTER INSERT ON custody WHEN new.held > 0 BEGIN {_COUNT} END;
-CREATE TEMP TRIGGER hold_begun AFTER UPDATE OF held ON custody WHEN new.held > 0 AND new.held <> old.held
-    BEGIN {_COUNT} END;
-CREATE TEMP TRIGGER hold_left AFTER UPDATE OF held ON custody WHEN old.held > 0 AND new.held <> old.held
-    BEGIN {_DISCOUNT} END;
-CREATE TEMP TRIGGER hold_ended AFTER DELETE ON custody WHEN old.held > 0 BEGIN {_DISCOUNT} END;
+    SELECT account, held, sum(size), count(*) FROM custody JOIN blobs USING (digest) GROUP BY account, held;
+CREATE TEMP TRIGGER hold_new AFTER INSERT ON custody BEGIN {_COUNT} END;
+CREATE TEMP TRIGGER hold_changed AFTER UPDATE OF held ON custody WHEN new.held <> old.held
+    BEGIN {_DISCOUNT} {_COUNT} END;
+CREATE TEMP TRIGGER hold_ended AFTER DELETE ON custody BEGIN {_DISCOUNT} END;
 """
 """What each account holds, kept up by triggers: it is asked for with every upload, and millions of blobs may be one
 account's. Made anew with each start.

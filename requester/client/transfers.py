@@ -37,7 +37,7 @@ class Transfers:
         spec = submission.spec
         if await self.send_ahead(spec):
             return submission
-        found = [self._blobs.get(digest) for digest in {spec.code: None, spec.inputs: None}]
+        found = [self._blobs.get(digest) for digest in dict.fromkeys((spec.code, spec.inputs))]
         return msgspec.structs.replace(submission, blobs=tuple(blob for blob in found if blob))
 
     async def send_ahead(self, spec: JobSpec) -> bool:

@@ -13,7 +13,14 @@ from chain.base.merkle import EMPTY_ROOT, is_consistent
 from chain.ledger.entries import LeaseRecord, LeaseState, ReceiptNote
 from chain.ledger.rules.scope import Scope
 from chain.ledger.terms.outcome import FINAL_FAILURES, Cause
-from chain.ledger.terms.work import Acceptance, Receipt, StorageReceipt, compute_receipt_id
+from chain.ledger.terms.work import (
+    Acceptance,
+    Receipt,
+    Span,
+    StorageReceipt,
+    check_accepted_spans,
+    compute_receipt_id,
+)
 
 
 def check_receipt(lease: LeaseRecord, receipt: Receipt) -> None:
@@ -77,13 +84,7 @@ def check_acceptance(lease: LeaseRecord, receipt: Receipt, note: ReceiptNote, ac
         raise Refused("the acceptance is for another receipt", rule="R7.receipt")
     if acceptance.signer not in (lease.terms.requester_key, lease.terms.watcher):
         raise Refused("only the requester or its watcher accepts", rule="R7.signer")
-    position = receipt.first
-    for span in acceptance.segments:
-        if span.first < position or span.count == 0:
-            raise Refused("accepted spans must ascend, be disjoint and not empty", rule="R7.spans")
-        position = span.first + span.count
-    if position > receipt.first + receipt.count:
-        raise Refused("accepts segments beyond the receipt", rule="R7.range")
+    check_accepted_spans(acceptance.segments, Span(receipt.first, receipt.count))
 
 
 def count_accepted(acceptance: Acceptance) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from chain.base.codec import Record, encode
+from chain.base.errors import Refused
 from chain.base.hashing import Digest, Tag, compute_id
 from chain.base.keys import Key
 from chain.base.merkle import compute_root
@@ -24,6 +25,7 @@ __all__ = [
     "SegmentRecord",
     "Span",
     "StorageReceipt",
+    "check_accepted_spans",
     "compute_receipt_id",
     "compute_records_root",
     "is_final",
@@ -128,3 +130,16 @@ def is_final(receipt: Receipt, count: int) -> bool:
     if receipt.cause is Cause.HOST:
         return False
     return receipt.count == count or (receipt.count > 0 and receipt.cause in FINAL_FAILURES)
+
+
+def check_accepted_spans(spans: Sequence[Span], part: Span) -> None:
+    """R7: what is accepted of a receipt over `part` ascends, is disjoint and lies in it. Raises `Refused`: `R7.spans`,
+    `R7.range`.
+    """
+    position = part.first
+    for span in spans:
+        if span.first < position or span.count == 0:
+            raise Refused("accepted spans must ascend, be disjoint and not empty", rule="R7.spans")
+        position = span.first + span.count
+    if position > part.first + part.count:
+        raise Refused("accepts segments beyond the receipt", rule="R7.range")

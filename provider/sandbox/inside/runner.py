@@ -77,11 +77,7 @@ class Runner:
         self._seeder.move_to(LOADING)
         try:
             inputs = open_inputs(memory, task)
-            before = frozenset() if task["kind"] == "run" else list_shared()
-            program = Program(task)
-            if task["kind"] != "run":  # whose one segment shares with nobody
-                check_unshared(before)
-                _tidy(program)
+            program = self._load()
         except BaseException as error:  # noqa: BLE001  # whatever the job's code raises is its result
             outcome, text = failures.describe(error)
             self._tell(first, outcome, 0, text)
@@ -94,6 +90,16 @@ class Runner:
                 break
             _tidy(program)
         os._exit(0)
+
+    def _load(self) -> Program:
+        """The program; of a `map` or `train` one that holds and leaves nothing that its segments would share."""
+        if self._task["kind"] == "run":
+            return Program(self._task)
+        before = list_shared()
+        program = Program(self._task)
+        check_unshared(before)
+        _tidy(program)
+        return program
 
     def _unpack(self, inputs: Any) -> Iterator[Any]:
         """What each segment is given: a value, or a function that makes it. Small items are unpacked some at a time,
