@@ -89,6 +89,16 @@ def test_a_stay_that_never_began_has_no_time() -> None:
     assert Account(0).get_total(123.0).wall_ms == 0
 
 
+def test_what_was_used_before_a_job_began_is_not_on_its_account() -> None:
+    """A sandbox that stood has loaded Python and NumPy by then."""
+    account = Account(0)
+    account.begin(0.0, 0, Reading(5_000_000, 9, 0))
+    assert account.get_segment_cpu_us() == 0
+    account.reading = Reading(5_030_000, 9, 0)
+    assert account.close_segment(0, 0, 10.0)[0].cpu_ms == 30
+    assert account.get_total(10.0).cpu_ms == 30
+
+
 # ---- seeds ----
 
 
